@@ -1,0 +1,6 @@
+"""``python -m branchline`` is the ``branchline`` command."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tokens to logits: schedule, cache, run, sample."""

@@ -1,0 +1,99 @@
+"""A step plan as tensors: built on the CPU a request at a time, copied to the device once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..kernels import ops
+from ..lora.bank import AdapterBank
+from ..lora.layers import StepLora
+from ..lora.mapping import build_mapping
+from .scheduler import ScheduledChunk, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One step on the device: T tokens of R requests, N of which give a token."""
+
+    input_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slot_mapping: Tensor  # [T] int64, the KV slot of each token
+    logits_indices: Tensor  # [N] int64, the rows whose logits are wanted
+    attention: ops.AttentionMetadata
+    lora: StepLora | None
+
+
+def build_batch(
+    plan: StepPlan, block_size: int, bank: AdapterBank | None, device: torch.device
+) -> StepBatch:
+    """Lay the plan's chunks out one behind the other."""
+    chunks = plan.chunks
+    lengths = [chunk.num_scheduled_tokens for chunk in chunks]
+    num_tokens = sum(lengths)
+    packed, num_sampling = _pack(chunks, num_tokens, block_size)
+    on_device = torch.from_numpy(packed).to(device, non_blocking=True)
+    return StepBatch(
+        input_ids=on_device[:num_tokens],
+        positions=on_device[num_tokens : 2 * num_tokens],
+        slot_mapping=on_device[2 * num_tokens : 3 * num_tokens],
+        logits_indices=on_device[3 * num_tokens : 3 * num_tokens + num_sampling],
+        attention=ops.build_attention_metadata(
+            _block_tables(chunks, block_size),
+            lengths,
+            [chunk.start + chunk.num_scheduled_tokens for chunk in chunks],
+            device,
+        ),
+        lora=_step_lora(chunks, lengths, bank),
+    )
+
+
+def _pack(
+    chunks: tuple[ScheduledChunk, ...], num_tokens: int, block_size: int
+) -> tuple[NDArray[np.int64], int]:
+    """Ids, positions, KV slots and logits rows in one array, so that one copy moves them."""
+    packed = np.empty(4 * num_tokens, dtype=np.int64)
+    ids, positions, slots, rows = packed.reshape(4, num_tokens)
+    offset = num_sampling = 0
+    for chunk in chunks:
+        start, length = chunk.start, chunk.num_scheduled_tokens
+        end = offset + length
+        token_ids, block_ids = chunk.request.token_ids, chunk.request.blocks.block_ids
+        if length == 1:
+            ids[offset], positions[offset] = token_ids[start], start
+            slots[offset] = block_ids[start // block_size] * block_size + start % block_size
+        else:
+            ids[offset:end] = token_ids[start : start + length]
+            position = np.arange(start, start + length)
+            positions[offset:end] = position
+            blocks = np.asarray(block_ids, dtype=np.int64)
+            slots[offset:end] = blocks[position // block_size] * block_size + position % block_size
+        if chunk.samples:
+            rows[num_sampling] = end - 1
+            num_sampling += 1
+        offset = end
+    return packed, num_sampling
+
+
+def _block_tables(chunks: tuple[ScheduledChunk, ...], block_size: int) -> list[list[int]]:
+    """Each request's blocks up to the last token of this step."""
+    tables = []
+    for chunk in chunks:
+        num_blocks = -(-(chunk.start + chunk.num_scheduled_tokens) // block_size)
+        tables.append(chunk.request.blocks.block_ids[:num_blocks])
+    return tables
+
+
+def _step_lora(
+    chunks: tuple[ScheduledChunk, ...], lengths: list[int], bank: AdapterBank | None
+) -> StepLora | None:
+    if bank is None:
+        return None
+    leases = [chunk.request.slot for chunk in chunks]
+    slots = [None if lease is None else lease.slot for lease in leases]
+    mapping = build_mapping(slots, lengths, bank)
+    return None if mapping is None else StepLora(bank, mapping)

@@ -1,0 +1,57 @@
+"""How much memory there is, and how many KV blocks go into it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from .config import EngineConfig
+from .errors import EngineStartError
+
+GIB = 1024**3
+CPU_SHARE = 0.25
+"""Of the machine's memory, what a CPU engine takes for KV unless told."""
+
+
+def machine_memory(cgroup_limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes of memory this process may use: the machine's, or its control group's if less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int(cgroup_limit.read_text()))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return total
+
+
+def kv_budget(config: EngineConfig, device: torch.device, wanted: int) -> int:
+    """Bytes for the KV pool; ``wanted`` is what ``max_num_seqs`` full sequences need.
+
+    On a GPU the weights are loaded and a largest step has run when this is asked, so the
+    allocator's peak is what a step takes beside the pool.
+    """
+    if config.kv_cache_gb is not None:
+        return int(config.kv_cache_gb * GIB)
+    if device.type == "cpu":
+        return min(wanted, int(machine_memory() * CPU_SHARE))
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return int(total * config.gpu_memory_utilization) - others - peak
+
+
+def num_blocks_for(budget: int, block_bytes: int, block_size: int, max_model_len: int) -> int:
+    """Blocks that fit in ``budget`` bytes, the reserved block 0 among them.
+
+    Raises EngineStartError when one sequence of ``max_model_len`` tokens would not fit.
+    """
+    num_blocks = budget // block_bytes
+    needed = -(-max_model_len // block_size) + 1
+    if num_blocks < needed:
+        fits = max(0, (num_blocks - 1) * block_size)
+        raise EngineStartError(
+            f"the KV cache of {budget / GIB:.2f} GiB holds {fits} tokens, fewer than "
+            f"max_model_len {max_model_len}, which needs {needed * block_bytes / GIB:.2f} GiB: "
+            f"raise kv_cache_gb (or gpu_memory_utilization) or lower max_model_len"
+        )
+    return num_blocks

@@ -1,0 +1,89 @@
+"""One decoder layer: its weights and its two halves, attention and MLP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...kernels import ops
+from ...lora.layers import StepLora, project
+from .config import LayerConfig, ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """H hidden, I intermediate, Q and K the widths of all query and all key heads, D head_dim.
+
+    ``attention_norm`` and ``mlp_norm`` come before each half; the ``*_output_norm`` after it
+    (Gemma only).
+    """
+
+    attention_norm: Tensor  # [H]
+    qkv: Tensor  # [Q + 2K, H]
+    qkv_bias: Tensor | None  # [Q + 2K]
+    q_norm: Tensor | None  # [D]
+    k_norm: Tensor | None  # [D]
+    o: Tensor  # [H, Q]
+    o_bias: Tensor | None  # [H]
+    attention_output_norm: Tensor | None  # [H]
+    mlp_norm: Tensor  # [H]
+    gate_up: Tensor  # [2I, H]
+    gate_up_bias: Tensor | None  # [2I]
+    down: Tensor  # [H, I]
+    down_bias: Tensor | None  # [H]
+    mlp_output_norm: Tensor | None  # [H]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What all layers of a step share: cos and sin [T, R] by rope, slots [T], requests."""
+
+    ropes: tuple[tuple[Tensor, Tensor], ...]
+    slot_mapping: Tensor
+    attention: ops.AttentionMetadata
+    lora: StepLora | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """A layer ready to run at its place ``index`` in the stack."""
+
+    index: int
+    config: ModelConfig
+    facts: LayerConfig
+    weights: LayerWeights
+
+    def attend(self, x: Tensor, kv_cache: tuple[Tensor, Tensor], step: StepInputs) -> Tensor:
+        """Self-attention of normed ``x`` [T, H] over the paged cache -> [T, H]."""
+        config, weights = self.config, self.weights
+        qkv = project(x, weights.qkv, weights.qkv_bias, self.index, "qkv", step.lora)
+        num_kv_heads = config.num_kv_heads
+        q, k, v = qkv.view(x.shape[0], -1, config.head_dim).split_with_sizes(
+            (config.num_heads, num_kv_heads, num_kv_heads), dim=1
+        )
+        if weights.q_norm is not None and weights.k_norm is not None:
+            q = ops.rms_norm(q, weights.q_norm, config.rms_norm_eps, config.norm_offset)
+            k = ops.rms_norm(k, weights.k_norm, config.rms_norm_eps, config.norm_offset)
+        if self.facts.rope is not None:
+            cos, sin = step.ropes[self.facts.rope]
+            ops.apply_rope(q, k, cos, sin)
+        k_cache, v_cache = kv_cache
+        ops.kv_write(k, v, k_cache, v_cache, step.slot_mapping)
+        attended = ops.paged_attention(
+            q,
+            k_cache,
+            v_cache,
+            step.attention,
+            config.attention_scale,
+            self.facts.sliding_window,
+            config.attention_soft_cap,
+        )
+        return project(attended.flatten(1), weights.o, weights.o_bias, self.index, "o", step.lora)
+
+    def feed_forward(self, x: Tensor, step: StepInputs) -> Tensor:
+        """Gated MLP of normed ``x`` [T, H] -> [T, H]."""
+        weights, index, lora = self.weights, self.index, step.lora
+        gate_up = project(x, weights.gate_up, weights.gate_up_bias, index, "gate_up", lora)
+        hidden = ops.gated_activation(gate_up, self.config.activation)
+        return project(hidden, weights.down, weights.down_bias, index, "down", lora)

@@ -1,0 +1,142 @@
+"""Safetensors, memory-mapped, copied tensor by tensor into the decoder's fused parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .models.checkpoint import StoredTensor, open_checkpoint
+from .models.config import ModelConfig, UnsupportedModelError
+from .models.decoder import Decoder, DecoderWeights
+from .models.layer import LayerWeights
+
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+MAX_NAMED = 4
+
+
+def load_decoder(
+    path: str | Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    max_model_len: int | None = None,
+) -> Decoder:
+    """Load the checkpoint in directory ``path``; tensors are converted to ``dtype`` one by one.
+
+    Raises UnsupportedModelError that names missing, unexpected and misshapen tensors.
+    """
+    with ExitStack() as stack:
+        stored = open_checkpoint(Path(path), stack)
+        tied = config.tie_word_embeddings and _tie(stored)
+        # Checked against parameters without memory first: a wrong config.json allocates nothing.
+        planned = _Parameters({}, dtype, torch.device("meta"))
+        _allocate(config, planned, tied)
+        _check_names(Path(path), planned.targets, stored)
+        for name, target in planned.targets.items():
+            stored[name].check(target)
+        parameters = _Parameters({}, dtype, torch.device(device))
+        weights = _allocate(config, parameters, tied)
+        for name, target in parameters.targets.items():
+            target.copy_(stored[name].read())
+    return Decoder(config, weights, max_model_len)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """Allocates parameters and notes which stored tensor fills which part of them."""
+
+    targets: dict[str, Tensor]
+    dtype: torch.dtype
+    device: torch.device
+
+    def whole(self, name: str, *shape: int) -> Tensor:
+        """A parameter stored under its own name."""
+        parameter = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self.targets[name] = parameter
+        return parameter
+
+    def stacked(self, parts: Mapping[str, int], *shape: int) -> Tensor:
+        """A parameter whose first axis is cut into stored tensors, ``{name: rows}``."""
+        rows = sum(parts.values())
+        parameter = torch.empty((rows, *shape), dtype=self.dtype, device=self.device)
+        cuts = parameter.split_with_sizes(tuple(parts.values()))
+        self.targets.update(zip(parts, cuts, strict=True))
+        return parameter
+
+
+def _allocate(config: ModelConfig, parameters: _Parameters, tied: bool) -> DecoderWeights:
+    vocab, hidden = config.vocab_size, config.hidden_size
+    embedding = parameters.whole(EMBEDDING, vocab, hidden)
+    return DecoderWeights(
+        embedding=embedding,
+        layers=tuple(_layer(config, parameters, index) for index in range(config.num_layers)),
+        final_norm=parameters.whole("model.norm.weight", hidden),
+        lm_head=embedding if tied else parameters.whole(LM_HEAD, vocab, hidden),
+    )
+
+
+def _layer(config: ModelConfig, parameters: _Parameters, index: int) -> LayerWeights:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    prefix = f"model.layers.{index}."
+    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+    qkv = {"q_proj": query, "k_proj": key, "v_proj": key}
+    gate_up = {"gate_proj": inner, "up_proj": inner}
+    if config.fused_projections:
+        qkv, gate_up = {"qkv_proj": query + 2 * key}, {"gate_up_proj": 2 * inner}
+
+    def norm(name: str, size: int = hidden) -> Tensor:
+        return parameters.whole(f"{prefix}{name}.weight", size)
+
+    def fused(module: str, rows: dict[str, int], kind: str, *shape: int) -> Tensor:
+        return parameters.stacked({f"{module}{n}.{kind}": r for n, r in rows.items()}, *shape)
+
+    sandwich = config.sandwich_norms
+    return LayerWeights(
+        attention_norm=norm("input_layernorm"),
+        qkv=fused(attention, qkv, "weight", hidden),
+        qkv_bias=fused(attention, qkv, "bias") if config.qkv_bias else None,
+        q_norm=norm("self_attn.q_norm", config.head_dim) if config.qk_norm else None,
+        k_norm=norm("self_attn.k_norm", config.head_dim) if config.qk_norm else None,
+        o=parameters.whole(f"{attention}o_proj.weight", hidden, query),
+        o_bias=parameters.whole(f"{attention}o_proj.bias", hidden) if config.o_bias else None,
+        attention_output_norm=norm("post_attention_layernorm") if sandwich else None,
+        mlp_norm=norm("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"),
+        gate_up=fused(mlp, gate_up, "weight", hidden),
+        gate_up_bias=fused(mlp, gate_up, "bias") if config.mlp_bias else None,
+        down=parameters.whole(f"{mlp}down_proj.weight", hidden, inner),
+        down_bias=parameters.whole(f"{mlp}down_proj.bias", hidden) if config.mlp_bias else None,
+        mlp_output_norm=norm("post_feedforward_layernorm") if sandwich else None,
+    )
+
+
+def _tie(stored: dict[str, StoredTensor]) -> bool:
+    """Leave one matrix of the two; False if both are there and differ (as in transformers)."""
+    if LM_HEAD in stored and EMBEDDING in stored:
+        if not torch.equal(stored[LM_HEAD].read(), stored[EMBEDDING].read()):
+            return False
+        del stored[LM_HEAD]
+    elif LM_HEAD in stored:
+        stored[EMBEDDING] = stored.pop(LM_HEAD)
+    return True
+
+
+def _check_names(
+    path: Path, targets: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]
+) -> None:
+    missing = [name for name in targets if name not in stored]
+    if missing:
+        raise UnsupportedModelError(f"{path}: missing tensors: {_listed(missing)}")
+    unexpected = [name for name in stored if name not in targets]
+    if unexpected:
+        raise UnsupportedModelError(f"{path}: unexpected tensors: {_listed(unexpected)}")
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")

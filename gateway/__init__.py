@@ -1,0 +1,1 @@
+"""Many replicas behind one door; knows a replica only over HTTP and Redis."""

@@ -1,0 +1,1 @@
+"""Device arithmetic; other packages import only ``ops``."""

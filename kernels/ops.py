@@ -1,0 +1,35 @@
+"""The one door to the device arithmetic; which backend answers is decided here."""
+
+from .attention_reference import paged_attention
+from .lora import LoraRouting, LoraRun, LoraTiles, Selection, expand, shrink
+from .metadata import AttentionMetadata, build_attention_metadata
+from .reference import (
+    Activation,
+    apply_rope,
+    fused_add_rms_norm,
+    gated_activation,
+    kv_write,
+    rms_norm,
+)
+from .sample import filter_floors, sample_tokens, top_tokens
+
+__all__ = [
+    "Activation",
+    "AttentionMetadata",
+    "LoraRouting",
+    "LoraRun",
+    "LoraTiles",
+    "Selection",
+    "apply_rope",
+    "build_attention_metadata",
+    "expand",
+    "filter_floors",
+    "fused_add_rms_norm",
+    "gated_activation",
+    "kv_write",
+    "paged_attention",
+    "rms_norm",
+    "sample_tokens",
+    "shrink",
+    "top_tokens",
+]

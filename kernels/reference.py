@@ -1,0 +1,67 @@
+"""The small ops in plain PyTorch: the CPU backend and the oracle of the kernels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0) -> Tensor:
+    """y = x / sqrt(mean(x^2) + eps) * (weight + weight_offset), in float32 (arXiv 1910.07467).
+
+    ``x`` [..., N], ``weight`` [N]. With an offset (Gemma) the product is taken in float32
+    too; without one (Llama) the normed value is rounded to the dtype of ``x`` first.
+    """
+    if x.dtype == torch.float32 and not weight_offset:
+        return functional.rms_norm(x, x.shape[-1:], weight, eps)
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    if weight_offset:
+        return (normed * (weight.float() + weight_offset)).to(x.dtype)
+    return normed.to(x.dtype) * weight
+
+
+def fused_add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual); all [..., N]."""
+    total = x + residual
+    return rms_norm(total, weight, eps, weight_offset), total
+
+
+def apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate the first R of D dims of each head in place (RoFormer, arXiv 2104.09864).
+
+    ``q`` [T, Hq, D], ``k`` [T, Hkv, D]; ``cos``, ``sin`` [T, R] with the two halves alike
+    ("rotate half" layout).
+    """
+    rotary_dim = cos.shape[-1]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    for x in (q, k):
+        rotated = x[..., :rotary_dim]
+        first, second = rotated.chunk(2, dim=-1)
+        turned = torch.cat((-second, first), dim=-1)
+        rotated.copy_(rotated * cos + turned * sin)
+
+
+def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Put this step's keys and values [T, Hkv, D] where ``slot_mapping`` [T] says.
+
+    A slot is ``block_id * block_size + offset`` in caches [num_blocks, block_size, Hkv, D];
+    every slot is distinct.
+    """
+    k_cache.view(-1, *k_cache.shape[2:]).index_copy_(0, slot_mapping, k)
+    v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slot_mapping, v)
+
+
+def gated_activation(gate_up: Tensor, activation: Activation) -> Tensor:
+    """act(gate) * up for ``gate_up`` [T, 2I]; returns [T, I]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    if activation == "silu":
+        return functional.silu(gate).mul_(up)
+    return functional.gelu(gate, approximate="tanh").mul_(up)

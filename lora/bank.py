@@ -1,0 +1,160 @@
+"""Device storage of adapters: pages of 16 ranks per module group, over all layers.
+
+        page 0    page 1    page 2    page 3    page 4            a [layers, pages, slices*16, K]
+    qkv [ shout ] [ legal ] [ legal ] [ free  ] [ legal ]  ...    b [layers, pages, 16, N]
+    o   [ shout ] [ free  ] [ free  ] [ free  ] [ free  ]  ...
+
+``shout`` has rank 8 and no padding beyond its page; ``legal`` has rank 48 on qkv alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .errors import AdapterError
+from .shapes import PAGE_RANK, GroupShape, ModuleShapes
+from .weights import AdapterWeights, GroupWeights
+
+MAX_PAGES_PER_ADAPTER = 32
+NO_PAGE = -1
+
+
+class GroupPool:
+    """The pages of one module group.
+
+    ``a_layers[l]`` [num_pages, slices*16, K] and ``b_layers[l]`` [num_pages, 16, N] are the views
+    a layer works with. ``page_table`` [num_slots, max_pages] int32 holds each slot's pages in
+    rank order, then ``NO_PAGE``; it is one allocation, updated in place.
+    """
+
+    def __init__(
+        self,
+        shape: GroupShape,
+        num_layers: int,
+        num_pages: int,
+        num_slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        a_ranks = len(shape.slices) * PAGE_RANK
+        self.shape = shape
+        self.slice_sizes = shape.slice_sizes
+        self.num_pages = num_pages
+        size_a = (num_layers, num_pages, a_ranks, shape.in_features)
+        size_b = (num_layers, num_pages, PAGE_RANK, shape.out_features)
+        self.a = torch.zeros(size_a, dtype=dtype, device=device)
+        self.b = torch.zeros(size_b, dtype=dtype, device=device)
+        self.a_layers = self.a.unbind(0)
+        self.b_layers = self.b.unbind(0)
+        max_pages = max(1, min(num_pages, MAX_PAGES_PER_ADAPTER))
+        self.page_table = torch.full(
+            (num_slots, max_pages), NO_PAGE, dtype=torch.int32, device=device
+        )
+        self._free = set(range(num_pages))
+        self._held: dict[int, tuple[int, ...]] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Pages that no slot holds."""
+        return len(self._free)
+
+    def pages(self, slot: int) -> tuple[int, ...]:
+        """A slot's pages in rank order; none if its adapter leaves this group alone."""
+        return self._held.get(slot, ())
+
+    def fits(self, num_pages: int) -> bool:
+        """Whether an adapter with this many pages can be loaded now."""
+        return num_pages <= min(len(self._free), self.page_table.shape[1])
+
+    def load(self, slot: int, weights: GroupWeights) -> None:
+        """Copy an adapter's pages in; the caller has checked that they fit."""
+        pages = self._take(weights.num_pages)
+        self._held[slot] = pages
+        for number, page in enumerate(pages):
+            self.a[:, page].copy_(weights.a[:, number])
+            self.b[:, page].copy_(weights.b[:, number])
+        row = torch.tensor(pages, dtype=torch.int32)
+        self.page_table[slot, : len(pages)] = row.to(self.page_table.device)
+
+    def unload(self, slot: int) -> None:
+        """Give a slot's pages back."""
+        self._free.update(self._held.pop(slot, ()))
+        self.page_table[slot] = NO_PAGE
+
+    def _take(self, count: int) -> tuple[int, ...]:
+        """The lowest pages that lie side by side (a GEMM needs no gather then), else any."""
+        free = sorted(self._free)
+        chosen = free[:count]
+        for first in range(len(free) - count + 1):
+            if free[first + count - 1] - free[first] == count - 1:
+                chosen = free[first : first + count]
+                break
+        self._free.difference_update(chosen)
+        return tuple(chosen)
+
+    def check(self) -> None:
+        """Every page is free or held once, and the table says what is held."""
+        held = [page for pages in self._held.values() for page in pages]
+        assert sorted([*held, *self._free]) == list(range(self.num_pages))
+        for slot, row in enumerate(self.page_table.tolist()):
+            pages = self.pages(slot)
+            assert row == [*pages, *[NO_PAGE] * (len(row) - len(pages))]
+
+
+class AdapterBank:
+    """All adapters on the device, by slot.
+
+    ``num_pages`` is the number of pages of each group, or one number for all of them.
+    ``num_slots`` is how many adapters can be there at once; None: as many as pages.
+    """
+
+    def __init__(
+        self,
+        shapes: ModuleShapes,
+        num_layers: int,
+        num_pages: int | Mapping[str, int],
+        dtype: torch.dtype,
+        device: torch.device | str,
+        num_slots: int | None = None,
+    ) -> None:
+        counts = {
+            name: num_pages if isinstance(num_pages, int) else num_pages.get(name, 0)
+            for name in shapes.groups
+        }
+        self.device = torch.device(device)
+        self.num_slots = max(1, sum(counts.values())) if num_slots is None else num_slots
+        self.pools = {
+            name: GroupPool(shape, num_layers, counts[name], self.num_slots, dtype, self.device)
+            for name, shape in shapes.groups.items()
+        }
+        self._loaded: set[int] = set()
+
+    def load(self, slot: int, weights: AdapterWeights) -> None:
+        """Put an adapter in an empty slot, all of it or nothing.
+
+        Raises AdapterError when a group has too few free pages.
+        """
+        assert 0 <= slot < self.num_slots, f"slot {slot} of {self.num_slots}"
+        assert slot not in self._loaded, f"slot {slot} is in use"
+        for name, num_pages in weights.num_pages.items():
+            if not self.pools[name].fits(num_pages):
+                free = self.pools[name].num_free
+                raise AdapterError(name, f"needs {num_pages} pages of 16 ranks, {free} are free")
+        for name, group in weights.groups.items():
+            self.pools[name].load(slot, group)
+        self._loaded.add(slot)
+
+    def unload(self, slot: int) -> None:
+        """Empty a slot; its pages are free at once, so no launched step may still read them."""
+        assert slot in self._loaded, f"slot {slot} is empty"
+        for pool in self.pools.values():
+            pool.unload(slot)
+        self._loaded.remove(slot)
+
+    def check(self) -> None:
+        """Pages are conserved in every group and only loaded slots hold any."""
+        for pool in self.pools.values():
+            pool.check()
+            assert all(slot in self._loaded for slot in range(self.num_slots) if pool.pages(slot))

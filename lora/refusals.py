@@ -1,0 +1,105 @@
+"""Which fields of PEFT's LoRA configuration are served, which change nothing, which are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import AdapterError
+
+_READ = frozenset(
+    {
+        "alpha_pattern",
+        "exclude_modules",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "peft_type",
+        "r",
+        "rank_pattern",
+        "target_modules",
+        "use_rslora",
+    }
+)
+
+# Records of training, of initialisation (its methods are judged by init_lora_weights), or
+# settings of a feature that is refused by its own field.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "inference_mode",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+        "velora_config",
+    }
+)
+
+_NOT_SERVED = {
+    "alora_invocation_tokens": "activated LoRA (aLoRA) is not served yet; allowed: null",
+    "arrow_config": "Arrow routing is not served; allowed: null",
+    "bias": 'trained biases are not served yet; allowed: "none"',
+    "fan_in_fan_out": "weights stored as (in, out) are not served; allowed: false",
+    "kasa_config": "KaSA is not served; allowed: null",
+    "layer_replication": "replicated layers are not served; allowed: null",
+    "lora_bias": "a bias on lora_B is not served yet; allowed: false",
+    "megatron_config": "Megatron layers are not served; allowed: null",
+    "modules_to_save": "wholly trained modules are not served yet; allowed: null",
+    "monteclora_config": "MonteCLoRA is not served; allowed: null",
+    "target_parameters": "LoRA on bare parameters is not served; allowed: null",
+    "trainable_token_indices": "trained token rows are not served yet; allowed: null",
+    "use_bdlora": "block-diagonal LoRA is not served; allowed: null",
+    "use_dora": "DoRA is not served yet; allowed: false",
+    "use_qalora": "QALoRA is not served; allowed: false",
+}
+
+_PLAIN_INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
+_BASE_CHANGING_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def refuse_unserved(fields: dict[str, Any]) -> None:
+    """Raise AdapterError for the first field whose value asks for more than plain LoRA."""
+    peft_type = fields.get("peft_type")
+    if peft_type != "LORA":
+        raise AdapterError("peft_type", f'only "LORA" is served, not {peft_type!r}')
+    for field, reason in _NOT_SERVED.items():
+        value = fields.get(field)
+        if not _is_default(value) and not (field == "bias" and value == "none"):
+            raise AdapterError(field, reason)
+    _refuse_initialisation(fields.get("init_lora_weights", True))
+    for field in sorted(fields.keys() - _READ - _WITHOUT_EFFECT - _NOT_SERVED.keys()):
+        if not _is_default(fields[field]):
+            raise AdapterError(
+                field, "an unknown field, which may change the output; allowed: null"
+            )
+
+
+def _is_default(value: object) -> bool:
+    """Switched off in any of the ways PEFT writes it; 0 is a value, not an absence."""
+    return value is None or value is False or value in ("", [], {})
+
+
+def _refuse_initialisation(method: object) -> None:
+    if method is None or isinstance(method, bool):
+        return
+    name = method.lower() if isinstance(method, str) else repr(method)
+    if name.startswith(_BASE_CHANGING_INITIALISATIONS):
+        raise AdapterError(
+            "init_lora_weights",
+            f"{name!r} changes the base weights, so this adapter fits another base; convert it "
+            "to plain LoRA with PEFT's save_pretrained("
+            "path_initial_model_for_weight_conversion=...)",
+        )
+    if name not in _PLAIN_INITIALISATIONS:
+        allowed = ", ".join(_PLAIN_INITIALISATIONS)
+        raise AdapterError("init_lora_weights", f"{name!r} is unknown; allowed: bool, {allowed}")

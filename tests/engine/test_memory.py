@@ -1,0 +1,62 @@
+"""Sizes of the KV pool."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from branchline.engine.config import EngineConfig
+from branchline.engine.errors import EngineStartError
+from branchline.engine.memory import CPU_SHARE, GIB, kv_budget, machine_memory, num_blocks_for
+
+CPU = torch.device("cpu")
+
+
+def test_a_stated_size_is_taken_as_it_is():
+    config = EngineConfig(model="m", kv_cache_gb=0.5)
+    assert kv_budget(config, CPU, wanted=1) == GIB // 2
+
+
+def test_a_cpu_takes_what_is_wanted_up_to_its_share():
+    config = EngineConfig(model="m")
+    assert kv_budget(config, CPU, wanted=1000) == 1000
+    assert kv_budget(config, CPU, wanted=10**15) == int(machine_memory() * CPU_SHARE)
+
+
+@pytest.mark.parametrize(("text", "limit"), [("4096\n", 4096), ("max\n", None), (None, None)])
+def test_a_control_group_can_lower_the_machine_s_memory(tmp_path, text, limit):
+    path = tmp_path / "memory.max"
+    if text is not None:
+        path.write_text(text)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert machine_memory(path) == (limit or total)
+
+
+def test_block_zero_is_counted_on_top():
+    assert num_blocks_for(budget=1000, block_bytes=100, block_size=4, max_model_len=36) == 10
+
+
+def test_too_small_a_pool_names_both_sides_and_what_to_change():
+    with pytest.raises(EngineStartError, match=r"holds 36 tokens.*max_model_len 37.*kv_cache_gb"):
+        num_blocks_for(budget=1000, block_bytes=100, block_size=4, max_model_len=37)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_num_seqs", 0),
+        ("max_num_batched_tokens", 0),
+        ("block_size", 0),
+        ("block_size", 257),
+        ("gpu_memory_utilization", 0.0),
+        ("gpu_memory_utilization", 1.1),
+        ("kv_cache_gb", -1.0),
+        ("max_model_len", 1),
+        ("num_threads", 0),
+    ],
+)
+def test_a_bad_value_names_its_field(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        EngineConfig(model="m", **{field: value})

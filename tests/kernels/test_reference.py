@@ -1,0 +1,82 @@
+"""The small ops against plain float64 formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from branchline.kernels import ops
+
+
+def randn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(1, 8), (5, 33), (2, 3, 16)])
+def test_rms_norm(shape, dtype, tolerance, offset):
+    x, weight = randn(*shape, dtype=dtype), randn(shape[-1], seed=1, dtype=dtype)
+    wide = x.double()
+    expected = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = expected * (weight.double() + offset)
+    actual = ops.rms_norm(x, weight, 1e-5, offset)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_fused_add_rms_norm_returns_the_sum_too():
+    x, residual, weight = randn(4, 8), randn(4, 8, seed=1), randn(8, seed=2)
+    normed, total = ops.fused_add_rms_norm(x, residual, weight, 1e-6)
+    torch.testing.assert_close(total, x + residual)
+    torch.testing.assert_close(normed, ops.rms_norm(x + residual, weight, 1e-6))
+
+
+@pytest.mark.parametrize("rotary_dim", [8, 4])
+def test_rope_rotates_pairs_half_a_head_apart(rotary_dim):
+    q, k = randn(3, 2, 8), randn(3, 1, 8, seed=1)
+    angle = randn(3, rotary_dim // 2, seed=2).double()
+    before = {name: x.clone().double() for name, x in (("q", q), ("k", k))}
+    cos, sin = (torch.cat([t, t], -1).float() for t in (angle.cos(), angle.sin()))
+    ops.apply_rope(q, k, cos, sin)
+    half = rotary_dim // 2
+    for name, x in (("q", q), ("k", k)):
+        pairs = torch.complex(before[name][..., :half], before[name][..., half:rotary_dim])
+        turned = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
+        expected = torch.cat([turned.real, turned.imag, before[name][..., rotary_dim:]], -1)
+        torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rope_works_on_views_of_a_fused_projection():
+    qkv = randn(3, 4 * 8)
+    expected_q, expected_k = qkv[:, :16].clone().view(3, 2, 8), qkv[:, 16:24].clone().view(3, 1, 8)
+    cos, sin = randn(3, 8, seed=1), randn(3, 8, seed=2)
+    cos[:, 4:], sin[:, 4:] = cos[:, :4], sin[:, :4]
+    ops.apply_rope(qkv[:, :16].view(3, 2, 8), qkv[:, 16:24].view(3, 1, 8), cos, sin)
+    ops.apply_rope(expected_q, expected_k, cos, sin)
+    torch.testing.assert_close(qkv[:, :16], expected_q.flatten(1))
+    torch.testing.assert_close(qkv[:, 16:24], expected_k.flatten(1))
+
+
+def test_kv_write_touches_only_its_slots():
+    k_cache, v_cache = torch.zeros(3, 4, 2, 8), torch.zeros(3, 4, 2, 8)
+    k, v = randn(2, 2, 8), randn(2, 2, 8, seed=1)
+    ops.kv_write(k, v, k_cache, v_cache, torch.tensor([11, 2]))
+    assert torch.equal(k_cache[2, 3], k[0])
+    assert torch.equal(v_cache[0, 2], v[1])
+    assert k_cache.count_nonzero() == k.numel()
+    assert v_cache.count_nonzero() == v.numel()
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_gated_activation(activation):
+    gate_up = randn(5, 14)
+    gate, up = gate_up.double().chunk(2, -1)
+    if activation == "silu":
+        expected = gate / (1 + (-gate).exp()) * up
+    else:
+        inner = (2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+        expected = 0.5 * gate * (1 + inner.tanh()) * up
+    torch.testing.assert_close(
+        ops.gated_activation(gate_up, activation).double(), expected, rtol=1e-5, atol=1e-6
+    )

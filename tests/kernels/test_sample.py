@@ -1,0 +1,336 @@
+"""The generator, the Gumbel-max choice and the filters, against plain float64 and statistics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import sampling_rule
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from branchline.engine.types import SamplingParams
+from branchline.kernels import ops
+from branchline.kernels.sample import GROUP, gumbel_noise, philox
+
+# Published in Random123's kat_vectors: counter, key, result.
+KNOWN_ANSWERS = [
+    (
+        (0x00000000, 0x00000000, 0x00000000, 0x00000000),
+        (0x00000000, 0x00000000),
+        (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
+    ),
+    (
+        (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
+        (0xFFFFFFFF, 0xFFFFFFFF),
+        (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+    ),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+def make_streams(seeds: list[int], position: int = 5, choice_index: int = 0) -> Tensor:
+    low = [seed & 0xFFFFFFFF for seed in seeds]
+    high = [seed >> 32 & 0xFFFFFFFF for seed in seeds]
+    size = len(seeds)
+    return torch.tensor([low, high, [position] * size, [choice_index] * size])
+
+
+def random_logits(num_rows: int, vocab_size: int, spread: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_rows, vocab_size, generator=generator) * spread
+
+
+def all_noise(streams: Tensor, vocab_size: int) -> Tensor:
+    ids = torch.arange(vocab_size).expand(streams.shape[1], vocab_size)
+    return gumbel_noise(streams[:, :, None], ids)
+
+
+def sample(
+    logits: Tensor, streams: Tensor, temperature: float = 1.0, floors: Tensor | None = None
+) -> Tensor:
+    temperatures = torch.full((len(logits),), temperature, dtype=torch.float64)
+    return ops.sample_tokens(logits, ops.top_tokens(logits)[0], temperatures, streams, floors)
+
+
+def filter_floors(logits: Tensor, filters: Filters, temperature: float = 1.0) -> Tensor:
+    def column(value: float) -> Tensor:
+        return torch.full((len(logits),), value, dtype=torch.float64)
+
+    top_k = torch.full((len(logits),), filters.top_k)
+    return ops.filter_floors(
+        logits, column(temperature), top_k, column(filters.top_p), column(filters.min_p)
+    )
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_philox_gives_the_published_answers(
+    counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    words = philox(torch.tensor(counter)[:, None], torch.tensor(key)[:, None])
+    assert tuple(words[:, 0].tolist()) == expected
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_the_rules_own_philox_gives_the_published_answers(
+    counter: tuple[int, int, int, int], key: tuple[int, int], expected: tuple[int, ...]
+) -> None:
+    words = sampling_rule.philox4x32_10(np.array([counter[0]]), *counter[1:], key=key)
+    assert tuple(int(word[0]) for word in words) == expected
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(-(2**63), 2**64 - 1),
+    position=st.integers(0, 2**31),
+    choice_index=st.integers(0, 2**31),
+)
+def test_noise_is_that_of_the_rule(seed: int, position: int, choice_index: int) -> None:
+    ours = all_noise(make_streams([seed], position, choice_index), 2 * GROUP + 5)[0]
+    theirs = sampling_rule.noise(2 * GROUP + 5, seed, position, choice_index)
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-12)
+
+
+def test_noise_has_the_gumbel_distribution() -> None:
+    """Kolmogorov-Smirnov; the bound is crossed once in 1e8 by a sound generator."""
+    values = np.sort(all_noise(make_streams(list(range(100))), 2000).numpy().ravel())
+    expected = np.exp(-np.exp(-values))
+    steps = np.arange(len(values) + 1) / len(values)
+    distance = max(np.abs(expected - steps[1:]).max(), np.abs(expected - steps[:-1]).max())
+    assert distance < math.sqrt(math.log(2e8) / 2 / len(values))
+
+
+def test_noise_of_ids_in_a_group_is_independent() -> None:
+    """A group's first draw is shared: neither neighbours nor maxima may show it."""
+    noise = all_noise(make_streams(list(range(5_000))), GROUP).numpy()
+    uniform = np.exp(-np.exp(-noise))
+    bound = 5.5 / math.sqrt(len(noise))
+    correlations = np.corrcoef(uniform[:, :20].T)[np.triu_indices(20, 1)]
+    assert np.abs(correlations).max() < bound
+    largest = uniform.max(axis=1) ** GROUP  # uniform again if the members are independent
+    assert abs(largest.mean() - 0.5) < bound
+    winners = np.bincount(uniform.argmax(axis=1), minlength=GROUP)
+    assert chi_square(winners, np.full(GROUP, 1 / GROUP)) < chi_square_bound(GROUP - 1)
+
+
+@pytest.mark.parametrize("change", ["seed", "high word", "position", "choice_index"])
+def test_streams_decorrelate(change: str) -> None:
+    streams = make_streams([42, 42], position=9, choice_index=3)
+    streams[["seed", "high word", "position", "choice_index"].index(change), 1] += 1
+    first, second = np.exp(-np.exp(-all_noise(streams, 20_000).numpy()))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5.5 / math.sqrt(20_000)
+    assert (first == second).mean() < 0.01
+
+
+def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
+    expected = probabilities * counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def chi_square_bound(freedom: int) -> float:
+    """Wilson and Hilferty's quantile at 5.5 sigma: crossed about once in 5e7."""
+    return float(freedom * (1 - 2 / (9 * freedom) + 5.5 * math.sqrt(2 / (9 * freedom))) ** 3)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_have_the_softmax_distribution(temperature: float) -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 2.5, 0.5, -3.0])
+    probabilities = (logits.double() / temperature).softmax(0).numpy()
+    seeds = [int(x) for x in np.random.default_rng(1).integers(0, 2**63, 40_000)]
+    tokens = sample(logits.expand(len(seeds), -1), make_streams(seeds), temperature)
+    counts = np.bincount(tokens.numpy(), minlength=len(logits))
+    assert chi_square(counts, probabilities) < chi_square_bound(len(logits) - 1)
+
+
+def test_tokens_of_many_groups_have_the_softmax_distribution() -> None:
+    """Positions as streams this time, and groups that only together have the mass."""
+    logits = random_logits(1, 3 * GROUP + 7, spread=1.5)
+    probabilities = logits[0].double().softmax(0).numpy()
+    streams = make_streams([7] * 20_000)
+    streams[2] = torch.arange(20_000)
+    tokens = sample(logits.expand(20_000, -1), streams)
+    counts = np.bincount(tokens.numpy(), minlength=logits.shape[1])
+    order = np.argsort(probabilities)
+    bins = np.array_split(order, 60)
+    counted = np.array([counts[ids].sum() for ids in bins])
+    expected = np.array([probabilities[ids].sum() for ids in bins])
+    common = expected * 20_000 > 5
+    counted = np.append(counted[common], counted[~common].sum())
+    expected = np.append(expected[common], expected[~common].sum())
+    assert chi_square(counted, expected) < chi_square_bound(len(counted) - 1)
+
+
+@settings(max_examples=60)
+@given(
+    num_rows=st.integers(1, 5),
+    vocab_size=st.sampled_from([1, 2, 7, GROUP - 1, GROUP, GROUP + 1, 3 * GROUP, 1000, 5000]),
+    spread=st.sampled_from([0.0, 0.1, 1.0, 3.0, 10.0, 1000.0]),
+    temperature=st.sampled_from([1e-4, 0.3, 1.0, 2.0, 100.0]),
+    share=st.sampled_from([0.0, 0.5, 0.99]),
+    seed=st.integers(0, 2**32),
+)
+def test_pruning_changes_nothing(
+    num_rows: int, vocab_size: int, spread: float, temperature: float, share: float, seed: int
+) -> None:
+    """The token is that of noise over the whole vocabulary, with ids forbidden and floors."""
+    logits = random_logits(num_rows, vocab_size, spread, seed)
+    logits[:, 1:][torch.rand(num_rows, vocab_size - 1) < share] = -math.inf
+    floors = logits[:, 0].double().clone()
+    floors[::2] = -math.inf
+    streams = make_streams([seed + row for row in range(num_rows)])
+    scores = logits + temperature * all_noise(streams, vocab_size)
+    expected = scores.masked_fill(logits < floors[:, None], -math.inf).argmax(1)
+    assert sample(logits, streams, temperature, floors).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_row_alone_or_in_any_batch_gives_the_same_token(threads: int) -> None:
+    logits = random_logits(24, 5003, spread=2.0)
+    streams = make_streams(list(range(24)))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        floors = filter_floors(logits, Filters(top_k=3000, top_p=0.8, min_p=1e-4))
+        together = sample(logits, streams, floors=floors).tolist()
+        for row in range(24):
+            one = logits[row : row + 1].clone()
+            floor = filter_floors(one, Filters(top_k=3000, top_p=0.8, min_p=1e-4))
+            assert floor.item() == floors[row].item()
+            assert sample(one, streams[:, row : row + 1], floors=floor).tolist() == [together[row]]
+        order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+        shuffled = sample(logits[order], streams[:, order], floors=floors[order])
+        assert shuffled.tolist() == [together[row] for row in order]
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def test_a_bad_row_leaves_the_others_alone() -> None:
+    logits = random_logits(6, 1000, spread=2.0)
+    streams = make_streams(list(range(6)))
+    filters = Filters(top_k=5, top_p=0.9, min_p=0.01)
+    good = sample(logits, streams, floors=filter_floors(logits, filters)).tolist()
+    bad = logits.clone()
+    bad[0], bad[1], bad[2, 17], bad[3, 999] = math.nan, -math.inf, math.nan, math.inf
+    tokens = sample(bad, streams, floors=filter_floors(bad, filters)).tolist()
+    assert tokens[4:] == good[4:]
+    assert all(0 <= token < 1000 for token in tokens)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 5, GROUP, GROUP + 3, 5 * GROUP])
+def test_top_tokens_is_argmax_with_the_lowest_id(vocab_size: int) -> None:
+    logits = random_logits(200, vocab_size, spread=1.0).round()  # many ties
+    ids, values = ops.top_tokens(logits)
+    expected = [int(np.argmax(row)) for row in logits.numpy()]
+    assert ids.tolist() == expected
+    assert torch.equal(values, logits.amax(1))
+    logits[3, -1] = math.nan
+    assert math.isnan(ops.top_tokens(logits)[1][3])
+
+
+@settings(max_examples=120)
+@given(
+    vocab_size=st.sampled_from([2, 10, 255, 256, 257, 600, 3000, 9000]),
+    spread=st.sampled_from([0.01, 1.0, 3.0, 12.0]),
+    temperature=st.sampled_from([0.1, 0.7, 1.0, 3.0]),
+    top_k=st.sampled_from([-1, 0, 1, 2, 50, 256, 257, 8192, 8500, 10**6]),
+    top_p=st.sampled_from([0.0, 0.01, 0.5, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-4, 0.05, 0.5, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_filters_keep_what_the_rule_keeps(
+    vocab_size: int,
+    spread: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int,
+) -> None:
+    """Up to float32: ids that 1e-5 of a logit would move over an edge may go either way."""
+    logits = random_logits(2, vocab_size, spread, seed)
+    floors = filter_floors(logits, Filters(top_k, top_p, min_p), temperature)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    slack = 1e-5 * max(1.0, spread)
+    for row, floor in zip(logits.double().numpy(), floors.tolist(), strict=True):
+        kept = row >= floor
+        assert not (sampling_rule.keep(row, params, -slack) & ~kept).any()
+        assert not (kept & ~sampling_rule.keep(row, params, slack)).any()
+        assert kept.any()
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        (Filters(), 6),
+        (Filters(top_k=1), 2),  # a tie for the last place stays
+        (Filters(top_k=3), 3),
+        (Filters(top_p=0.25), 2),  # so does one here
+        (Filters(top_p=0.66), 2),
+        (Filters(top_p=0.67), 3),
+        (Filters(top_p=0.84), 6),
+        (Filters(min_p=0.49), 3),
+        (Filters(min_p=0.51), 2),
+        # In order: once three are left, the first two hold 4/5 and no longer 2/3.
+        (Filters(min_p=0.49, top_p=0.79), 2),
+        (Filters(top_k=3, top_p=0.79), 2),
+        (Filters(top_k=3, top_p=0.81), 3),
+        (Filters(top_p=0.79), 3),
+    ],
+)
+def test_filters_one_by_one_and_in_order(filters: Filters, kept: int) -> None:
+    weights = torch.tensor([[1 / 18, 1 / 6, 1 / 3, 1 / 18, 1 / 3, 1 / 18]])
+    logits = weights.log()
+    assert int((logits >= filter_floors(logits, filters)[:, None]).sum()) == kept
+
+
+@pytest.mark.parametrize(
+    ("filters", "warper"),
+    [
+        (Filters(top_k=7), TopKLogitsWarper(7)),
+        (Filters(top_k=300), TopKLogitsWarper(300)),
+        (Filters(top_p=0.8), TopPLogitsWarper(0.8)),
+        (Filters(top_p=0.1), TopPLogitsWarper(0.1)),
+        (Filters(min_p=0.05), MinPLogitsWarper(0.05)),
+    ],
+)
+def test_filters_agree_with_transformers(filters: Filters, warper: object) -> None:
+    logits = random_logits(8, 1000, spread=2.0)
+    kept = logits >= filter_floors(logits, filters)[:, None]
+    assert torch.equal(kept, warper(None, logits) > -math.inf)  # type: ignore[operator]
+
+
+@pytest.mark.gpu
+def test_a_gpu_chooses_the_same_tokens() -> None:
+    logits = random_logits(32, 50_001, spread=2.0)
+    streams = make_streams(list(range(32)))
+    filters = Filters(top_k=20_000, top_p=0.9, min_p=1e-5)
+    expected = sample(logits, streams, floors=filter_floors(logits, filters))
+    device = torch.device("cuda")
+    moved = logits.to(device)
+    columns = [torch.full((32,), value, dtype=torch.float64, device=device) for value in (1, 0.9)]
+    floors = ops.filter_floors(
+        moved,
+        columns[0],
+        torch.full((32,), 20_000, device=device),
+        columns[1],
+        torch.full((32,), 1e-5, dtype=torch.float64, device=device),
+    )
+    top_ids = ops.top_tokens(moved)[0]
+    tokens = ops.sample_tokens(moved, top_ids, columns[0], streams.to(device), floors)
+    assert tokens.tolist() == expected.tolist()

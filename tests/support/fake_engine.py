@@ -1,0 +1,144 @@
+"""An engine in memory with ``EngineClient``'s surface, that says what it is told to say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from branchline.engine.errors import EngineDeadError
+from branchline.engine.types import (
+    EngineInfo,
+    EngineStats,
+    GenerationRequest,
+    TokenLogprobs,
+    TokenOutput,
+)
+
+Script = Callable[[GenerationRequest], Iterable[int]]
+
+
+def engine_info(vocab_size: int = 260, max_model_len: int = 512) -> EngineInfo:
+    """What a small engine says of itself."""
+    return EngineInfo(
+        model="tiny",
+        architecture="LlamaForCausalLM",
+        device="cpu",
+        dtype="float32",
+        vocab_size=vocab_size,
+        max_model_len=max_model_len,
+        max_num_seqs=256,
+        block_size=16,
+        num_blocks=100,
+        eos_token_ids=[258],
+    )
+
+
+def say(text: str, eos: bool = True) -> Script:
+    """A script that answers ``text`` (byte ids) and then the end token."""
+    return lambda request: [*text.encode(), *([258] if eos else [])]
+
+
+class FakeEngine:
+    """Emits its script's tokens one a turn of the event loop, as the real client would.
+
+    ``requests`` are all that were taken in, ``aborted`` the ids that were left early.
+    ``pause`` keeps requests waiting until it is cleared.
+    """
+
+    def __init__(self, script: Script | None = None, info: EngineInfo | None = None) -> None:
+        self.script = script or say("hello")
+        self.info = info or engine_info()
+        self.stats = EngineStats(num_blocks=100, num_free_blocks=100)
+        self.dead = asyncio.Event()
+        self.exit_reason: str | None = None
+        self.pid = 0
+        self.requests: list[GenerationRequest] = []
+        self.aborted: list[str] = []
+        self.running = 0
+        self.go = asyncio.Event()
+        self.go.set()
+        self.fail_after: int | None = None
+        self.error: str | None = None
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
+        """The script's tokens, cut at ``max_tokens``."""
+        if self.dead.is_set():
+            raise EngineDeadError(self.exit_reason or "gone")
+        self.requests.append(request)
+        self.running += 1
+        finished = False
+        try:
+            async for output in self._outputs(request):
+                finished = output.finish_reason is not None
+                yield output
+        finally:
+            self.running -= 1
+            if not finished:
+                self.abort(request.request_id)
+
+    async def _outputs(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
+        params = request.params
+        assert params.max_tokens is not None
+        assert params.seed is not None
+        for index, token_id in enumerate(self.script(request)):
+            await self._wait()
+            if self.dead.is_set() or index == self.fail_after:
+                raise EngineDeadError(self.exit_reason or "gone")
+            if self.error is not None:
+                yield TokenOutput(
+                    request_id=request.request_id,
+                    token_ids=[],
+                    finish_reason="error",
+                    error=self.error,
+                )
+                return
+            stop = token_id in params.stop_token_ids
+            eos = token_id in self.info.eos_token_ids and not params.ignore_eos
+            last = index + 1 == params.max_tokens
+            yield TokenOutput(
+                request_id=request.request_id,
+                token_ids=[token_id],
+                logprobs=None
+                if params.logprobs is None
+                else [_logprobs(token_id, params.logprobs)],
+                finish_reason="stop" if stop or eos else "length" if last else None,
+                stop_token_id=token_id if stop else None,
+                num_cached_tokens=3,
+            )
+            if stop or eos or last:
+                return
+        raise AssertionError("the script ran out before the request ended")
+
+    async def _wait(self) -> None:
+        dead = asyncio.ensure_future(self.dead.wait())
+        go = asyncio.ensure_future(self.go.wait())
+        try:
+            await asyncio.wait({dead, go}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            dead.cancel()
+            go.cancel()
+        await asyncio.sleep(0)
+
+    def abort(self, request_id: str) -> None:
+        """Note the abort."""
+        self.aborted.append(request_id)
+
+    def die(self, reason: str = "the engine exited with -9") -> None:
+        """Go away, as a killed process would."""
+        self.exit_reason = reason
+        self.dead.set()
+
+    async def stop(self) -> None:
+        """Go away on request."""
+        self.die("the engine was stopped")
+
+
+def _logprobs(token_id: int, num_top: int) -> TokenLogprobs:
+    top = [token_id, *(i for i in range(97, 123) if i != token_id)][:num_top]
+    return TokenLogprobs(
+        token_id=token_id,
+        logprob=-0.25,
+        rank=1,
+        top_token_ids=top,
+        top_logprobs=[-0.25 - index for index in range(num_top)],
+    )
