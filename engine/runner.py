@@ -22,7 +22,7 @@ class ModelRunner:
         self._kv_caches = [(layer[0], layer[1]) for layer in self._pool]
 
     def execute(self, batch: StepBatch, zero_block_ids: Sequence[int] = ()) -> Tensor:
-        """One step, in inference mode; returns float32 logits [N, vocab], one row a sampling request."""
+        """One step, in inference mode -> float32 logits [N, vocab], a row a sampling request."""
         if zero_block_ids:
             blocks = torch.tensor(zero_block_ids, device=self._pool.device)
             self._pool.index_fill_(2, blocks, 0)

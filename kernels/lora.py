@@ -7,10 +7,14 @@ slices' columns side by side; slice s of B only ever meets slice s of A.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+PAGE_RANK = 16
+"""R: ranks in one page of adapter memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +34,14 @@ class Selection:
             return tensor.index_select(0, self.index)
         if self.start == 0 and self.stop == tensor.shape[0]:
             return tensor
-        return tensor[self.start : self.stop]
+        return tensor.narrow(0, self.start, self.stop - self.start)
 
 
 @dataclass(frozen=True, slots=True)
 class LoraRun:
-    """Tokens ``start`` to ``stop`` of one adapter: worth a GEMM of their own, in place."""
+    """A span of tokens of one adapter, worth a GEMM of its own, in place."""
 
-    start: int
-    stop: int
+    tokens: Selection
     pages: Selection
 
 
@@ -79,8 +82,8 @@ def shrink(x: Tensor, a_pages: Tensor, routing: LoraRouting) -> tuple[Tensor, ..
     features = x.shape[1]
     hidden = []
     for run in routing.runs:
-        a = run.pages.of(a_pages).reshape(-1, features).float()
-        hidden.append(torch.mm(x[run.start : run.stop].float(), a.t()))
+        a = run.pages.of(a_pages).view(-1, features).float()
+        hidden.append(torch.mm(run.tokens.of(x).float(), a.t()))
     for tiles in routing.tiles:
         a = tiles.pages.of(a_pages).view(tiles.num_tiles, -1, features).float()
         tile_x = tiles.tile_tokens.of(x).view(tiles.num_tiles, tiles.height, features).float()
@@ -99,63 +102,48 @@ def expand(
 
     hidden as from ``shrink``, b_pages [P, R, N], y [T, N] with N = sum(slice_sizes).
     """
+    features = b_pages.shape[2]
     num_runs = len(routing.runs)
     for run, h in zip(routing.runs, hidden[:num_runs], strict=True):
-        b = run.pages.of(b_pages)
-        _add_run(h, b.reshape(-1, b.shape[2]), b.shape[1], slice_sizes, y[run.start : run.stop])
+        b = run.pages.of(b_pages).view(-1, features)
+        for y_slice, h_slice, b_slice in _by_slice(run.tokens.of(y), h, b, slice_sizes):
+            _add_product(y_slice, h_slice, b_slice)
     for tiles, h in zip(routing.tiles, hidden[num_runs:], strict=True):
-        b = tiles.pages.of(b_pages)
-        b = b.view(tiles.num_tiles, -1, b.shape[2])
-        _add_tiles(h, b, b_pages.shape[1], slice_sizes, tiles, y)
+        b = tiles.pages.of(b_pages).view(tiles.num_tiles, -1, features)
+        for y_slice, h_slice, b_slice in _by_slice(y, h, b, slice_sizes):
+            _add_rows(y_slice, tiles, torch.bmm(h_slice, b_slice.float()).flatten(0, 1))
 
 
-def _add_run(h: Tensor, b: Tensor, page_rank: int, slice_sizes: tuple[int, ...], y: Tensor) -> None:
-    """h [tokens, n*S*R], b [n*R, N], y [tokens, N]."""
-    column = 0
-    for index, size in enumerate(slice_sizes):
-        h_slice, b_slice, y_slice = h, b, y
-        if len(slice_sizes) > 1:
-            h_slice = _slice_ranks(h, page_rank, len(slice_sizes), index)
-            b_slice, y_slice = b.narrow(1, column, size), y.narrow(1, column, size)
-        if y.dtype == b.dtype == torch.float32:
-            y_slice.addmm_(h_slice, b_slice)
-        else:
-            y_slice.add_(torch.mm(h_slice, b_slice.float()))
-        column += size
-
-
-def _add_tiles(
-    h: Tensor,
-    b: Tensor,
-    page_rank: int,
-    slice_sizes: tuple[int, ...],
-    tiles: LoraTiles,
-    y: Tensor,
-) -> None:
-    """h [num_tiles, height, n*S*R], b [num_tiles, n*R, N], y [T, N]."""
-    column = 0
-    for index, size in enumerate(slice_sizes):
-        h_slice = _slice_ranks(h, page_rank, len(slice_sizes), index)
-        delta = torch.bmm(h_slice, b.narrow(2, column, size).float()).flatten(0, 1)
-        if tiles.tile_rows is not None:
-            delta = delta.index_select(0, tiles.tile_rows)
-        _add_rows(y.narrow(1, column, size), tiles.tokens, delta)
-        column += size
-
-
-def _add_rows(y: Tensor, tokens: Selection, delta: Tensor) -> None:
-    """y[tokens] += delta; a copy back, since ``index_add_`` starts threads even for a few rows."""
-    if tokens.index is None:
-        tokens.of(y).add_(delta)
-    else:
-        y.index_copy_(0, tokens.index, tokens.of(y).add_(delta))
-
-
-def _slice_ranks(h: Tensor, page_rank: int, num_slices: int, index: int) -> Tensor:
-    """The ranks of one slice, [..., n*S*R] -> [..., n*R]."""
+def _by_slice(
+    y: Tensor, h: Tensor, b: Tensor, slice_sizes: tuple[int, ...]
+) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """Columns of y, ranks of h [..., n*S*R] and columns of b [..., n*R, N], slice by slice."""
+    num_slices = len(slice_sizes)
     if num_slices == 1:
-        return h
-    if h.shape[-1] == num_slices * page_rank:
-        return h.narrow(-1, index * page_rank, page_rank)
-    pages = h.view(*h.shape[:-1], -1, num_slices, page_rank)
-    return pages.select(-2, index).flatten(-2)
+        return ((y, h, b),)
+    if h.shape[-1] == num_slices * PAGE_RANK:
+        ranks = h.split_with_sizes((PAGE_RANK,) * num_slices, -1)
+    else:
+        pages = h.view(*h.shape[:-1], -1, num_slices, PAGE_RANK)
+        ranks = tuple(part.flatten(-2) for part in pages.unbind(-2))
+    y_slices, b_slices = y.split_with_sizes(slice_sizes, 1), b.split_with_sizes(slice_sizes, -1)
+    return zip(y_slices, ranks, b_slices, strict=True)
+
+
+def _add_product(y: Tensor, h: Tensor, b: Tensor) -> None:
+    """y += h b, rounded once."""
+    if y.dtype == b.dtype == torch.float32:
+        y.addmm_(h, b)
+    else:
+        y.add_(torch.mm(h, b.float()))
+
+
+def _add_rows(y: Tensor, tiles: LoraTiles, delta: Tensor) -> None:
+    """y[tiles.tokens] += delta[tiles.tile_rows]; each token is there once."""
+    if tiles.tile_rows is not None:
+        delta = delta.index_select(0, tiles.tile_rows)
+    if tiles.tokens.index is None:
+        tiles.tokens.of(y).add_(delta)
+    else:
+        # index_add_ would start threads on a CPU even for a few rows, which costs more than this.
+        y.index_copy_(0, tiles.tokens.index, tiles.tokens.of(y).add_(delta))

@@ -1,6 +1,7 @@
 """The one door to the device arithmetic; which backend answers is decided here."""
 
 from .attention_reference import paged_attention
+from .linear import linear, pack_linear, packs_linear
 from .lora import LoraRouting, LoraRun, LoraTiles, Selection, expand, shrink
 from .metadata import AttentionMetadata, build_attention_metadata
 from .reference import (
@@ -27,6 +28,9 @@ __all__ = [
     "fused_add_rms_norm",
     "gated_activation",
     "kv_write",
+    "linear",
+    "pack_linear",
+    "packs_linear",
     "paged_attention",
     "rms_norm",
     "sample_tokens",

@@ -134,7 +134,8 @@ class AdapterBank:
     def load(self, slot: int, weights: AdapterWeights) -> None:
         """Put an adapter in an empty slot, all of it or nothing.
 
-        Raises AdapterError when a group has too few free pages.
+        Raises AdapterError when a group has too few free pages, or a value is too large for the
+        bank's dtype.
         """
         assert 0 <= slot < self.num_slots, f"slot {slot} of {self.num_slots}"
         assert slot not in self._loaded, f"slot {slot} is in use"
@@ -142,6 +143,7 @@ class AdapterBank:
             if not self.pools[name].fits(num_pages):
                 free = self.pools[name].num_free
                 raise AdapterError(name, f"needs {num_pages} pages of 16 ranks, {free} are free")
+            self._require_in_range(name, weights.groups[name])
         for name, group in weights.groups.items():
             self.pools[name].load(slot, group)
         self._loaded.add(slot)
@@ -152,6 +154,14 @@ class AdapterBank:
         for pool in self.pools.values():
             pool.unload(slot)
         self._loaded.remove(slot)
+
+    def _require_in_range(self, name: str, group: GroupWeights) -> None:
+        dtype = self.pools[name].a.dtype
+        if not group.a.numel():
+            return
+        largest = max(group.a.abs().max().item(), group.b.abs().max().item())
+        if largest > torch.finfo(dtype).max:
+            raise AdapterError(name, f"holds {largest:.3g}, too large for {dtype}")
 
     def check(self) -> None:
         """Pages are conserved in every group and only loaded slots hold any."""

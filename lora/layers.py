@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from ..kernels import ops
 from .bank import AdapterBank
@@ -34,7 +33,7 @@ def project(
     The base GEMM runs over all rows at once and rows without an adapter are not touched again,
     so they are bit-equal to those of a batch of this shape without adapters.
     """
-    y = F.linear(x, weight, bias)
+    y = ops.linear(x, weight, bias)
     if lora is None:
         return y
     routing = lora.mapping.groups.get(group)

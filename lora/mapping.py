@@ -16,8 +16,8 @@ import torch
 from ..kernels.ops import LoraRouting, LoraRun, LoraTiles, Selection
 from .bank import AdapterBank
 
-MIN_RUN_ROWS = 64
-"""From here on a run is its own GEMM: measured, tiles cost as much as three runs of few rows."""
+MIN_RUN_ROWS = 16
+"""From this many rows on a run is its own GEMM; below, one over padded tiles is faster."""
 
 MAX_SHORT_RUNS = 2
 """Up to this many runs are each their own GEMM, however short."""
@@ -37,7 +37,6 @@ class AdapterMapping:
     """One step's routing by group; groups that no adapter of the step touches are absent."""
 
     groups: dict[str, LoraRouting]
-    num_rows: int
 
 
 def build_mapping(
@@ -65,7 +64,7 @@ def build_mapping(
     }
     indices.send()
     groups = {name: routings[layout] for name, layout in layouts.items() if layout in routings}
-    return AdapterMapping(groups, num_rows) if groups else None
+    return AdapterMapping(groups) if groups else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +94,21 @@ def _merge(segment_slots: Sequence[int | None], segment_lengths: Sequence[int]) 
 
 
 class _Indices:
-    """Index arrays of a step, packed so that one copy takes all of them to the device."""
+    """Index arrays of a step; for a device they are packed, and one copy takes all of them."""
 
-    def __init__(self, capacity: int, device: torch.device) -> None:
-        self._in_place = device.type == "cpu"
-        size = 0 if self._in_place else capacity
-        self._host = torch.empty(size, dtype=torch.int64, pin_memory=size > 0)
+    def __init__(self, capacity: int, device: torch.device, packed: bool | None = None) -> None:
+        self._packed = device.type != "cpu" if packed is None else packed
+        size = capacity if self._packed else 0
+        self._host = torch.empty(size, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._device = torch.empty(size, dtype=torch.int64, device=device)
         self._used = 0
 
     def put(self, array: Array) -> torch.Tensor:
         """Where the array will be on the device after ``send``."""
-        if self._in_place:
+        if not self._packed:
             return torch.from_numpy(array)
         start, self._used = self._used, self._used + array.size
+        assert self._used <= len(self._host), "the capacity is an upper bound"
         self._host[start : self._used] = torch.from_numpy(array)
         return self._device[start : self._used]
 
@@ -122,7 +122,7 @@ def _route(runs: _Runs, pages: dict[int, Pages], indices: _Indices) -> LoraRouti
     direct = (runs.lengths >= MIN_RUN_ROWS) | (np.count_nonzero(held) <= MAX_SHORT_RUNS)
     alone = runs.where(direct & (held > 0))
     lora_runs = tuple(
-        LoraRun(start, start + length, _select(np.array(pages[slot]), indices))
+        LoraRun(Selection(start, start + length), _select(np.array(pages[slot]), indices))
         for slot, start, length in zip(
             alone.slots.tolist(), alone.starts.tolist(), alone.lengths.tolist(), strict=True
         )

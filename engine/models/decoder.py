@@ -18,7 +18,8 @@ from .rope import rope_table
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """All parameters; ``lm_head`` is ``embedding`` itself where the two are tied."""
+    """All parameters; ``lm_head`` is ``embedding`` itself where the two are tied and
+    no packed layout is wanted for it."""
 
     embedding: Tensor  # [vocab, H]
     layers: tuple[LayerWeights, ...]
@@ -72,7 +73,7 @@ class Decoder:
         """
         step = StepInputs(self._ropes(positions), slot_mapping, attention, lora)
         eps, offset = self.config.rms_norm_eps, self.config.norm_offset
-        residual = self._embed(input_ids)
+        residual = self.embed(input_ids)
         x = ops.rms_norm(residual, self._weights.layers[0].attention_norm, eps, offset)
         for layer, kv_cache, next_norm in zip(
             self._layers, kv_caches, self._next_norms, strict=True
@@ -88,15 +89,16 @@ class Decoder:
             x, residual = ops.fused_add_rms_norm(x, residual, next_norm, eps, offset)
         return x
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """``hidden`` [N, H] from ``forward`` -> float32 logits [N, vocab], soft-capped."""
-        logits = F.linear(hidden, self._weights.lm_head).float()
-        cap = self.config.logit_soft_cap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
-
-    def _embed(self, input_ids: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """``input_ids`` [T] -> what enters the first layer [T, H]."""
         hidden = F.embedding(input_ids, self._weights.embedding)
         return hidden if self._embedding_scale is None else hidden.mul_(self._embedding_scale)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``hidden`` [N, H] from ``forward`` -> float32 logits [N, vocab], soft-capped."""
+        logits = ops.linear(hidden, self._weights.lm_head).float()
+        cap = self.config.logit_soft_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _ropes(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """cos and sin of the step's positions, [T, R] each, for every kind of rope."""

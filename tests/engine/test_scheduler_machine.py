@@ -144,3 +144,32 @@ def test_all_blocks_are_free_after_two_thousand_requests_with_aborts() -> None:
     assert num_aborted > 200
     assert len(house.finished) == 2000 - num_aborted
     assert house.scheduler.num_preemptions > 0
+
+
+def _poison_all_blocks(house: House) -> None:
+    longest = house.setting.max_model_len - 1
+    house.add(make_generation("poisons", [1] * longest, SamplingParams()))
+    house.failing_step(executed=True)
+
+
+def _use_most_blocks(house: House) -> None:
+    """With a free slot at the end, and without the block that was given back last."""
+    length = house.setting.max_model_len - 1 - house.setting.block_size
+    house.add(make_generation("reads", [2] * length, SamplingParams()))
+    house.drain()
+    assert house.finished["reads"]
+
+
+def test_blocks_to_clear_wait_for_a_step_that_computes_something() -> None:
+    house = House(Setting(budget=64))
+    _poison_all_blocks(house)
+    assert not house.step().chunks
+    _use_most_blocks(house)
+
+
+def test_blocks_to_clear_outlive_a_step_that_fails_before_it_clears_them() -> None:
+    house = House(Setting(budget=64))
+    _poison_all_blocks(house)
+    house.add(make_generation("fails", [3], SamplingParams()))
+    house.failing_step(executed=False)
+    _use_most_blocks(house)

@@ -10,11 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from branchline.engine.models.config import UnsupportedModelError
-from branchline.tests.engine.models.paged_run import (
+from paged_run import (
     all_at_once,
     assert_close,
     load,
@@ -23,7 +19,11 @@ from branchline.tests.engine.models.paged_run import (
     reference,
     reference_logits,
 )
-from branchline.tests.support.tiny_models import make_tiny_model
+from safetensors.torch import load_file, save_file
+from tiny_models import make_tiny_model
+from torch import Tensor
+
+from branchline.engine.models.config import UnsupportedModelError
 
 LENGTHS = (40, 35)
 LM_HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -181,7 +181,12 @@ def test_pickled_checkpoints_are_not_read(tmp_path: Path) -> None:
 MEASURE = """
 import sys, threading
 from pathlib import Path
-from branchline.tests.engine.models.paged_run import load
+import torch
+from branchline.engine.models.config import ModelConfig
+from branchline.engine.weights import load_decoder
+
+def load(path):
+    return load_decoder(path, ModelConfig.from_directory(path), torch.float32, "cpu")
 
 def own_memory():
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -192,11 +197,11 @@ def watch():
     while not done.wait(0.001):
         seen.append(own_memory())
 
-load(Path(sys.argv[1]))
+load(sys.argv[1])
 done, seen, before = threading.Event(), [], own_memory()
 watcher = threading.Thread(target=watch)
 watcher.start()
-decoder = load(Path(sys.argv[2]))
+decoder = load(sys.argv[2])
 done.set()
 watcher.join()
 print(max(seen, default=0) - before, own_memory() - before, len(seen))

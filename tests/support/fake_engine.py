@@ -55,6 +55,7 @@ class FakeEngine:
         self.requests: list[GenerationRequest] = []
         self.aborted: list[str] = []
         self.running = 0
+        self.num_outputs = 0
         self.go = asyncio.Event()
         self.go.set()
         self.fail_after: int | None = None
@@ -69,6 +70,7 @@ class FakeEngine:
         finished = False
         try:
             async for output in self._outputs(request):
+                self.num_outputs += 1
                 finished = output.finish_reason is not None
                 yield output
         finally:

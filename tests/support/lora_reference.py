@@ -14,7 +14,7 @@ from branchline.lora.weights import AdapterWeights, GroupWeights, pages_of_rank
 def random_weights(
     shapes: ModuleShapes, ranks: Mapping[str, int], generator: torch.Generator
 ) -> AdapterWeights:
-    """An adapter with these ranks by group; ranks beyond them are zero, as the loader leaves them."""
+    """An adapter with these ranks by group; the rest of its pages is zero, as the loader has it."""
     return AdapterWeights(
         {
             name: _random_group(shapes.groups[name], shapes.num_layers, rank, generator)

@@ -173,7 +173,8 @@ def reference_generate(
 ) -> list[int]:
     """What the reference alone generates, the stopping token included."""
     ends = _stopping_ids(params, reference.eos_token_ids)
-    prompt, output = list(prompt_token_ids), []
+    prompt = list(prompt_token_ids)
+    output: list[int] = []
     fed, cache = prompt, None
     while len(output) < max_tokens:
         logits, cache = reference._forward(fed, adapter, cache)

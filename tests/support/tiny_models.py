@@ -57,7 +57,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "head_dim": 32,
         "query_pre_attn_scalar": 20,
         "sliding_window": 8,
-        "attn_logit_softcapping": 2.0,
+        "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 8.0,
         "tie_word_embeddings": True,
     },
@@ -171,16 +171,26 @@ def make_tiny_tokenizer(directory: Path, vocab_size: int = VOCAB_SIZE) -> Path:
 
 
 def _randomize(model: PreTrainedModel) -> None:
-    """Give every tensor values that matter: logits spread by about 3, no zero biases."""
+    """Give every tensor values that matter: logits spread by about 3, no zero biases.
+
+    Gemma multiplies embeddings by sqrt(hidden) and norms what attention averaged: small
+    embeddings, a large final norm and a weak norm after attention keep it from repeating
+    one token for ever.
+    """
     gemma = model.config.model_type.startswith("gemma")
+    embedding_scale = 0.4 if gemma else 3.0
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape)
-        if name.endswith("norm.weight"):
+        if name == "model.norm.weight" and gemma:
+            values = values * 0.2 + 6.5
+        elif name.endswith("post_attention_layernorm.weight") and gemma:
+            values = values * 0.2 - 0.7
+        elif name.endswith("norm.weight"):
             values = values * 0.2 + (0.0 if gemma else 1.0)
         elif name.endswith("bias"):
             values = values * 0.3
         elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
-            values = values * (3 / math.sqrt(parameter.shape[1]))
+            values = values * (embedding_scale / math.sqrt(parameter.shape[1]))
         else:
             values = values * (1.4 / math.sqrt(parameter.shape[1]))
         parameter.data.copy_(values)

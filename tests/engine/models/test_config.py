@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paged_run import rewrite_config, to_old_layout
+from tiny_models import EOS_TOKEN_ID, FAMILIES, make_tiny_model
 from transformers import AutoConfig
 
 from branchline.engine.errors import EngineError
 from branchline.engine.models.config import ModelConfig, UnsupportedModelError
-from branchline.tests.engine.models.paged_run import rewrite_config, to_old_layout
-from branchline.tests.support.tiny_models import EOS_TOKEN_ID, FAMILIES, make_tiny_model
 
 # The facts of published config.json files that the decoder depends on, as they were written.
 GEMMA_3_1B = {
@@ -152,7 +152,31 @@ SMOLLM3_3B = {
     "use_sliding_window": False,
     "vocab_size": 128256,
 }
+# What config.json must always say; transformers fills in the rest.
+SPARSE = {
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 2,
+    "torch_dtype": "float16",
+    "vocab_size": 1000,
+}
 PUBLISHED = {
+    "sparse-llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SPARSE},
+    "sparse-mistral": {"architectures": ["MistralForCausalLM"], "model_type": "mistral", **SPARSE},
+    "sparse-qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **SPARSE},
+    "sparse-qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **SPARSE},
+    "sparse-gemma2": {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", **SPARSE},
+    "sparse-gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        **SPARSE,
+    },
+    "sparse-phi3": {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **SPARSE},
+    "sparse-smollm3": {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", **SPARSE},
+    "qwen-2.5-windows": QWEN_2_5_7B | {"use_sliding_window": True, "max_window_layers": 14},
     "gemma-3-1b": GEMMA_3_1B,
     "gemma-2-2b": GEMMA_2_2B,
     "qwen-2.5-7b": QWEN_2_5_7B,
@@ -171,6 +195,10 @@ def write(directory: Path, values: dict[str, Any]) -> Path:
 def test_published_files_mean_what_transformers_reads(name: str, tmp_path: Path) -> None:
     write(tmp_path, PUBLISHED[name])
     ours, theirs = ModelConfig.from_directory(tmp_path), AutoConfig.from_pretrained(tmp_path)
+    scalar = getattr(theirs, "query_pre_attn_scalar", ours.head_dim)
+    assert ours.attention_scale == scalar**-0.5
+    assert ours.attention_soft_cap == getattr(theirs, "attn_logit_softcapping", None)
+    assert ours.logit_soft_cap == getattr(theirs, "final_logit_softcapping", None)
     assert ours.head_dim == getattr(theirs, "head_dim", ours.hidden_size // ours.num_heads)
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
     assert ours.rms_norm_eps == theirs.rms_norm_eps

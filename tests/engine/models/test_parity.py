@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from branchline.engine.models.decoder import Decoder
-from branchline.tests.engine.models.paged_run import (
+from paged_run import (
     SCHEDULES,
     Chunks,
     all_at_once,
@@ -26,7 +23,10 @@ from branchline.tests.engine.models.paged_run import (
     rewrite_config,
     to_old_layout,
 )
-from branchline.tests.support.tiny_models import FAMILIES, make_tiny_model
+from tiny_models import FAMILIES, make_tiny_model
+from torch import Tensor
+
+from branchline.engine.models.decoder import Decoder
 
 TOLERANCE = 1e-4
 # All over the windows (8) and over the lengths "trained" before rope scaling (32).
@@ -123,6 +123,15 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_is(family: str, tmp_pat
     assert decoder.dtype == torch.bfloat16
     ours = torch.cat(paged_logits(decoder, prompts, all_at_once(LENGTHS)))
     assert (ours - exact).square().mean() < 1.3 * (theirs - exact).square().mean()
+
+
+def test_gemmas_embedding_scale_is_rounded_as_in_transformers(tmp_path: Path) -> None:
+    # sqrt(72) = 8.485 is 8.5 in bfloat16
+    make_tiny_model(tmp_path, "gemma2", hidden_size=72, tokenizer=False)
+    ids = torch.arange(260)
+    with torch.inference_mode():
+        expected = reference(tmp_path, torch.bfloat16).model.embed_tokens(ids)
+        assert torch.equal(load(tmp_path, torch.bfloat16).embed(ids), expected)
 
 
 def check(directory: Path) -> None:

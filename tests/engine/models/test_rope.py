@@ -7,16 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
-from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
-
-from branchline.engine.models.config import UnsupportedModelError
-from branchline.engine.models.fields import Fields
-from branchline.engine.models.rope import rope_table
-from branchline.engine.models.rope_config import read_global_and_local_rope, read_rope
-from branchline.tests.engine.models.paged_run import (
+from paged_run import (
     all_at_once,
     assert_close,
     load,
@@ -28,7 +19,16 @@ from branchline.tests.engine.models.paged_run import (
     reference_logits,
     rewrite_config,
 )
-from branchline.tests.support.tiny_models import make_tiny_model
+from tiny_models import make_tiny_model
+from transformers import AutoConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+from branchline.engine.models.config import UnsupportedModelError
+from branchline.engine.models.fields import Fields
+from branchline.engine.models.rope import rope_table
+from branchline.engine.models.rope_config import read_global_and_local_rope, read_rope
 
 CPU = torch.device("cpu")
 LENGTH = 20_000

@@ -1,0 +1,269 @@
+"""Configuration: what is refused and by which name; what the digest depends on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from branchline.lora.adapter import AdapterConfig, digest_adapter
+from branchline.lora.errors import AdapterError, BranchlineError
+
+PLAIN: dict[str, Any] = {
+    "peft_type": "LORA",
+    "r": 8,
+    "lora_alpha": 16,
+    "target_modules": ["q_proj", "v_proj"],
+    "bias": "none",
+    "task_type": "CAUSAL_LM",
+}
+
+REFUSED: list[tuple[str, Any, str]] = [
+    ("peft_type", "ADALORA", "LORA"),
+    ("peft_type", None, "LORA"),
+    ("use_dora", True, "DoRA"),
+    ("alora_invocation_tokens", [1, 2], "aLoRA"),
+    ("bias", "all", "none"),
+    ("bias", "lora_only", "none"),
+    ("lora_bias", True, "false"),
+    ("modules_to_save", ["lm_head"], "null"),
+    ("trainable_token_indices", [5], "null"),
+    ("trainable_token_indices", {"embed_tokens": [5]}, "null"),
+    ("fan_in_fan_out", True, "false"),
+    ("megatron_config", {"tensor_model_parallel_size": 2}, "Megatron"),
+    ("layer_replication", [[0, 2], [1, 3]], "null"),
+    ("target_parameters", ["mlp.experts.gate_up_proj"], "null"),
+    ("use_qalora", True, "false"),
+    ("use_bdlora", {"nblocks": 2}, "null"),
+    ("arrow_config", {"top_k": 3}, "null"),
+    ("kasa_config", {"beta": 0.1}, "null"),
+    ("monteclora_config", {"num_samples": 8}, "null"),
+    ("init_lora_weights", "pissa", "path_initial_model_for_weight_conversion"),
+    ("init_lora_weights", "pissa_niter_16", "path_initial_model_for_weight_conversion"),
+    ("init_lora_weights", "olora", "path_initial_model_for_weight_conversion"),
+    ("init_lora_weights", "OLoRA", "path_initial_model_for_weight_conversion"),
+    ("init_lora_weights", "corda", "path_initial_model_for_weight_conversion"),
+    ("init_lora_weights", "loftq", "path_initial_model_for_weight_conversion"),
+    ("init_lora_weights", "lora_ga", "path_initial_model_for_weight_conversion"),
+    ("init_lora_weights", "voodoo", "unknown"),
+    ("init_lora_weights", 3, "unknown"),
+    ("use_next_years_lora", True, "unknown field"),
+    ("next_years_config", {"a": 1}, "unknown field"),
+    ("next_years_number", 0, "unknown field"),
+    ("r", 0, "1 to 512"),
+    ("r", -4, "1 to 512"),
+    ("r", 513, "1 to 512"),
+    ("r", 8.5, "1 to 512"),
+    ("r", "8", "1 to 512"),
+    ("r", True, "1 to 512"),
+    ("lora_alpha", "16", "number"),
+    ("lora_alpha", float("nan"), "number"),
+    ("lora_alpha", float("inf"), "number"),
+    ("lora_alpha", 10**400, "number"),
+    ("lora_alpha", None, "number"),
+    ("use_rslora", "yes", "true or false"),
+    ("rank_pattern", {"q_proj": 0}, "1 to 512"),
+    ("rank_pattern", {"(": 4}, "regular expression"),
+    ("rank_pattern", ["q_proj"], "object"),
+    ("alpha_pattern", {"q_proj": "x"}, "number"),
+    ("target_modules", "(", "regular expression"),
+    ("target_modules", [1], "list of names"),
+    ("target_modules", {"q_proj": 1}, "list of names"),
+    ("layers_to_transform", ["0"], "number"),
+    ("layers_pattern", 3, "list of names"),
+]
+
+SERVED: list[tuple[str, Any]] = [
+    ("init_lora_weights", True),
+    ("init_lora_weights", False),
+    ("init_lora_weights", "gaussian"),
+    ("init_lora_weights", "eva"),
+    ("init_lora_weights", "orthogonal"),
+    ("modules_to_save", None),
+    ("modules_to_save", []),
+    ("loftq_config", {}),
+    ("eva_config", {"rho": 2.0}),
+    ("velora_config", {"num_groups": 64}),
+    ("megatron_core", "megatron.core"),
+    ("qalora_group_size", 16),
+    ("use_next_years_lora", False),
+    ("next_years_config", None),
+    ("target_modules", "all-linear"),
+    ("layers_to_transform", 3),
+]
+
+WITHOUT_EFFECT: list[tuple[str, Any]] = [
+    ("base_model_name_or_path", "elsewhere/base"),
+    ("inference_mode", False),
+    ("lora_dropout", 0.5),
+    ("revision", "main"),
+    ("peft_version", "0.1.0"),
+    ("task_type", None),
+    ("lora_alpha", 16.0),
+    ("next_years_config", None),
+]
+WITH_EFFECT: list[tuple[str, Any]] = [
+    ("r", 4),
+    ("lora_alpha", 17),
+    ("use_rslora", True),
+    ("rank_pattern", {"q_proj": 4}),
+    ("alpha_pattern", {"q_proj": 4}),
+]
+
+
+def with_field(field: str, value: Any) -> dict[str, Any]:
+    return {**PLAIN, field: value}
+
+
+@pytest.mark.parametrize(("field", "value", "said"), REFUSED)
+def test_refuses_by_name(field: str, value: Any, said: str) -> None:
+    with pytest.raises(AdapterError) as caught:
+        AdapterConfig.from_fields(with_field(field, value))
+    assert caught.value.field.partition("[")[0] == field
+    assert said in caught.value.message
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, BranchlineError)
+
+
+@pytest.mark.parametrize(("field", "value"), SERVED)
+def test_takes(field: str, value: Any) -> None:
+    AdapterConfig.from_fields(with_field(field, value))
+
+
+def test_every_field_that_peft_writes_by_default_is_taken() -> None:
+    from peft import LoraConfig
+
+    fields = LoraConfig(target_modules=["q_proj"]).to_dict()
+    fields["peft_type"], fields["target_modules"] = "LORA", list(fields["target_modules"])
+    config = AdapterConfig.from_fields(fields)
+    assert (config.rank, config.alpha, config.target_modules) == (8, 8.0, ("q_proj",))
+
+
+def test_the_first_matching_pattern_wins() -> None:
+    module = "model.layers.1.self_attn.q_proj"
+    for pattern, rank in (
+        ({"q_proj": 2, r"layers\.1\..*": 3}, 2),
+        ({r"layers\.1\..*": 3, "q_proj": 2}, 3),
+        ({"_proj": 2}, 8),
+        ({"^q_proj": 2}, 8),
+    ):
+        config = AdapterConfig.from_fields(with_field("rank_pattern", pattern))
+        assert config.rank_of(module) == rank
+
+
+@pytest.fixture
+def adapter_dir(tmp_path: Path) -> Path:
+    directory = tmp_path / "adapter"
+    directory.mkdir()
+    write_config(directory, PLAIN)
+    (directory / "adapter_model.safetensors").write_bytes(b"weights" * 1000)
+    return directory
+
+
+def write_config(directory: Path, fields: dict[str, Any]) -> None:
+    (directory / "adapter_config.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(("field", "value"), WITHOUT_EFFECT)
+def test_digest_ignores_what_changes_nothing(adapter_dir: Path, field: str, value: Any) -> None:
+    before = digest_adapter(adapter_dir)
+    write_config(adapter_dir, with_field(field, value))
+    assert digest_adapter(adapter_dir) == before
+
+
+@pytest.mark.parametrize(("field", "value"), WITH_EFFECT)
+def test_digest_sees_what_changes_the_output(adapter_dir: Path, field: str, value: Any) -> None:
+    before = digest_adapter(adapter_dir)
+    write_config(adapter_dir, with_field(field, value))
+    assert digest_adapter(adapter_dir) != before
+
+
+def test_digest_is_of_content_not_of_names_or_key_order(adapter_dir: Path, tmp_path: Path) -> None:
+    before = digest_adapter(adapter_dir)
+    assert len(before) == 64
+    copy = shutil.copytree(adapter_dir, tmp_path / "another name")
+    write_config(copy, dict(reversed(PLAIN.items())))
+    (copy / "README.md").write_text("words")
+    assert digest_adapter(copy) == before
+    (copy / "adapter_model.safetensors").write_bytes(b"weights" * 999 + b"Weights")
+    assert digest_adapter(copy) != before
+
+
+def test_digest_sees_the_order_of_patterns(adapter_dir: Path) -> None:
+    """The first match wins, so another order is another adapter."""
+    digests = []
+    for pattern in ({"q_proj": 2, ".*": 4}, {".*": 4, "q_proj": 2}):
+        write_config(adapter_dir, with_field("rank_pattern", pattern))
+        digests.append(digest_adapter(adapter_dir))
+    assert digests[0] != digests[1]
+
+
+def test_config_and_weights_cannot_trade_bytes(adapter_dir: Path) -> None:
+    """No config can be continued in the weights: the length of the config is hashed."""
+    before = digest_adapter(adapter_dir)
+    weights = adapter_dir / "adapter_model.safetensors"
+    weights.write_bytes(b" " + weights.read_bytes())
+    assert digest_adapter(adapter_dir) != before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "\xff\xfe", "[" * 100_000])
+def test_refuses_what_is_no_json_object(adapter_dir: Path, text: str) -> None:
+    (adapter_dir / "adapter_config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(AdapterError, match=r"adapter_config\.json"):
+        AdapterConfig.from_directory(adapter_dir)
+
+
+def test_refuses_a_huge_config(adapter_dir: Path) -> None:
+    (adapter_dir / "adapter_config.json").write_text(" " * ((1 << 20) + 1))
+    with pytest.raises(AdapterError, match=r"adapter_config.json: has 1048577 bytes, at most"):
+        AdapterConfig.from_directory(adapter_dir)
+
+
+def test_refuses_what_is_not_there(tmp_path: Path, adapter_dir: Path) -> None:
+    with pytest.raises(AdapterError, match=r"path: .* is not a directory"):
+        AdapterConfig.from_directory(tmp_path / "nowhere")
+    (adapter_dir / "adapter_model.safetensors").unlink()
+    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors: is missing"):
+        digest_adapter(adapter_dir)
+    (adapter_dir / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(AdapterError, match=r"adapter_model\.bin: a pickle"):
+        digest_adapter(adapter_dir)
+    (adapter_dir / "adapter_config.json").unlink()
+    with pytest.raises(AdapterError, match=r"adapter_config\.json: is missing"):
+        AdapterConfig.from_directory(adapter_dir)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_refuses_a_link_out_of_the_directory(adapter_dir: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    (adapter_dir / name).rename(outside)
+    (adapter_dir / name).symlink_to(outside)
+    with pytest.raises(AdapterError, match=f"{name}: is a link that leads out"):
+        digest_adapter(adapter_dir)
+
+
+def test_takes_links_inside_and_the_hub_caches_blobs(adapter_dir: Path, tmp_path: Path) -> None:
+    digest = digest_adapter(adapter_dir)
+    config = adapter_dir / "adapter_config.json"
+    config.rename(adapter_dir / "real.json")
+    config.symlink_to("real.json")
+    assert digest_adapter(adapter_dir) == digest
+    repository = tmp_path / "models--a--b"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, name in enumerate(("adapter_config.json", "adapter_model.safetensors")):
+        shutil.copy(adapter_dir / name, repository / "blobs" / str(number))
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    assert digest_adapter(snapshot) == digest
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_refuses_what_is_no_regular_file(adapter_dir: Path, name: str) -> None:
+    (adapter_dir / name).unlink()
+    (adapter_dir / name).mkdir()
+    with pytest.raises(AdapterError, match=f"{name}: is not a regular file"):
+        digest_adapter(adapter_dir)
