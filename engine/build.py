@@ -114,13 +114,14 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
 def _load_adapters(
     sources: Sequence[AdapterSource], decoder: Decoder, on_progress: Progress
 ) -> tuple[AdapterBank | None, AdapterSlots]:
-    """Load every adapter of the configuration into a bank of just their size."""
-    slots = AdapterSlots(len(sources))
-    if not sources:
+    """Load every adapter version of the configuration into a bank of just their size."""
+    versions = {source.digest: source for source in sources}
+    slots = AdapterSlots(len(versions))
+    if not versions:
         return None, slots
     shapes = module_shapes(decoder.config)
     loaded: list[AdapterWeights] = []
-    for source in sources:
+    for source in versions.values():
         on_progress(f"loading adapter {source.path}")
         config = AdapterConfig.from_directory(Path(source.path))
         loaded.append(load_adapter(Path(source.path), config, shapes))
@@ -128,10 +129,10 @@ def _load_adapters(
     for weights in loaded:
         num_pages.update(weights.num_pages)
     bank = AdapterBank(
-        shapes, shapes.num_layers, num_pages, decoder.dtype, decoder.device, len(sources)
+        shapes, shapes.num_layers, num_pages, decoder.dtype, decoder.device, len(versions)
     )
-    for source, weights in zip(sources, loaded, strict=True):
-        bank.load(slots.add(source.digest), weights)
+    for digest, weights in zip(versions, loaded, strict=True):
+        bank.load(slots.add(digest), weights)
     return bank, slots
 
 

@@ -121,9 +121,8 @@ class Scheduler:
                     budget = self._limits.max_num_batched_tokens - _num_tokens(chunks)
         if num_preemptions == self.num_preemptions:
             self._admit(chunks, budget)
-        chunks.sort(key=lambda chunk: chunk.num_scheduled_tokens > 1)
-        zero_block_ids, self._blocks_to_zero = tuple(self._blocks_to_zero), []
-        return StepPlan(tuple(chunks), zero_block_ids)
+        chunks.sort(key=_batch_order)
+        return StepPlan(tuple(chunks), tuple(self._blocks_to_zero))
 
     def _make_room(self, request: Request, num_tokens: int, chunks: list[ScheduledChunk]) -> bool:
         """Grow the request's lease, preempting the last in rank while blocks are short."""
@@ -172,6 +171,7 @@ class Scheduler:
 
     def apply(self, plan: StepPlan, sampled: list[SampledToken]) -> list[TokenOutput]:
         """Take in a finished step; ``sampled`` has one entry a sampling chunk."""
+        del self._blocks_to_zero[: len(plan.zero_block_ids)]
         tokens = iter(sampled)
         outputs = []
         for chunk in plan.chunks:
@@ -217,7 +217,7 @@ class Scheduler:
         return None, None
 
     def fail(self, plan: StepPlan, error: str) -> list[TokenOutput]:
-        """End the requests of a step that failed."""
+        """End the requests of a step that failed; what it was to clear is cleared later."""
         return [
             self._finish(chunk.request, "error", error)
             for chunk in plan.chunks
@@ -281,6 +281,12 @@ class Scheduler:
 
 def _decodes_first(request: Request) -> tuple[bool, int, int]:
     return (request.num_uncomputed_tokens > 1, *rank(request))
+
+
+def _batch_order(chunk: ScheduledChunk) -> tuple[bool, int]:
+    """Single tokens first, as attention wants them; rows of one adapter side by side."""
+    slot = chunk.request.slot
+    return (chunk.num_scheduled_tokens > 1, -1 if slot is None else slot.slot)
 
 
 def _chunk(request: Request, num_tokens: int) -> ScheduledChunk:

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PAGE_RANK = 16
-"""R: ranks in one page of adapter memory."""
-
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -102,29 +99,29 @@ def expand(
 
     hidden as from ``shrink``, b_pages [P, R, N], y [T, N] with N = sum(slice_sizes).
     """
-    features = b_pages.shape[2]
+    page_rank, features = b_pages.shape[1:]
     num_runs = len(routing.runs)
     for run, h in zip(routing.runs, hidden[:num_runs], strict=True):
         b = run.pages.of(b_pages).view(-1, features)
-        for y_slice, h_slice, b_slice in _by_slice(run.tokens.of(y), h, b, slice_sizes):
+        for y_slice, h_slice, b_slice in _by_slice(run.tokens.of(y), h, b, slice_sizes, page_rank):
             _add_product(y_slice, h_slice, b_slice)
     for tiles, h in zip(routing.tiles, hidden[num_runs:], strict=True):
         b = tiles.pages.of(b_pages).view(tiles.num_tiles, -1, features)
-        for y_slice, h_slice, b_slice in _by_slice(y, h, b, slice_sizes):
+        for y_slice, h_slice, b_slice in _by_slice(y, h, b, slice_sizes, page_rank):
             _add_rows(y_slice, tiles, torch.bmm(h_slice, b_slice.float()).flatten(0, 1))
 
 
 def _by_slice(
-    y: Tensor, h: Tensor, b: Tensor, slice_sizes: tuple[int, ...]
+    y: Tensor, h: Tensor, b: Tensor, slice_sizes: tuple[int, ...], page_rank: int
 ) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
     """Columns of y, ranks of h [..., n*S*R] and columns of b [..., n*R, N], slice by slice."""
     num_slices = len(slice_sizes)
     if num_slices == 1:
         return ((y, h, b),)
-    if h.shape[-1] == num_slices * PAGE_RANK:
-        ranks = h.split_with_sizes((PAGE_RANK,) * num_slices, -1)
+    if h.shape[-1] == num_slices * page_rank:
+        ranks = h.split_with_sizes((page_rank,) * num_slices, -1)
     else:
-        pages = h.view(*h.shape[:-1], -1, num_slices, PAGE_RANK)
+        pages = h.view(*h.shape[:-1], -1, num_slices, page_rank)
         ranks = tuple(part.flatten(-2) for part in pages.unbind(-2))
     y_slices, b_slices = y.split_with_sizes(slice_sizes, 1), b.split_with_sizes(slice_sizes, -1)
     return zip(y_slices, ranks, b_slices, strict=True)

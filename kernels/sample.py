@@ -70,9 +70,8 @@ def top_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     vocab_size = logits.shape[1]
     group = _group_maxima(logits).argmax(1, keepdim=True)
-    ids = group * GROUP + torch.arange(min(GROUP, vocab_size), device=logits.device)
-    # A short last group overlaps with the one before, whose logits are all lower.
-    ids -= (ids[:, -1:] - vocab_size + 1).clamp(min=0)
+    ids = group * GROUP + torch.arange(GROUP, device=logits.device)
+    ids.clamp_(max=vocab_size - 1)
     values, lanes = logits.gather(1, ids).max(1, keepdim=True)
     return ids.gather(1, lanes)[:, 0], values[:, 0]
 
@@ -122,7 +121,7 @@ def sample_tokens(
 def _candidates(
     logits: Tensor, bar: Tensor, temperature: Tensor, streams: Tensor, floors: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(rows [C], ids [C]) of all ids that may score ``bar`` [N] or more, in ascending order."""
+    """(rows [C], ids [C]) of all ids that may score ``bar`` [N] or more."""
     vocab_size = logits.shape[1]
     peaks = _group_maxima(logits)
     groups = torch.arange(peaks.shape[1], device=logits.device)
@@ -136,12 +135,12 @@ def _candidates(
 
     least = torch.maximum(bar[:, None] - lift, floors[:, None])  # the logit that a member needs
     rows, group_ids = torch.nonzero(peaks >= least, as_tuple=True)
-    # Whole windows of a flat view copy fast; the last one of a row may reach back a little.
+    # Whole windows of a flat view copy fast. A row's last one may reach back into the group
+    # before, which only adds candidates.
     width = min(GROUP, vocab_size)
     starts = (group_ids * GROUP).clamp(max=vocab_size - width)
     members = logits.reshape(-1).unfold(0, width, 1)[rows * vocab_size + starts]
     able = members >= least[rows, group_ids][:, None]
-    able &= torch.arange(width, device=logits.device) >= (group_ids * GROUP - starts)[:, None]
     which, lanes = torch.nonzero(able, as_tuple=True)
     return rows[which], starts[which] + lanes
 
@@ -208,8 +207,6 @@ def _floors_of_sorted(
     floors = torch.where(has_k, torch.maximum(floors, kth), floors)
     # Closed: everything at or above the floor is among the values, ties included.
     closed = wide[:, -1] < floors if width < vocab_size else torch.ones_like(has_k)
-    k_known = ~has_k | (top_k <= width)
-    closed &= k_known
     is_open = ~has_k & (min_p <= 0)  # nothing is dropped yet
 
     nucleus = top_p < 1
@@ -223,8 +220,9 @@ def _floors_of_sorted(
     num_kept = (weights.cumsum(1) - weights < limits[:, None]).sum(1).clamp(min=1)
     last = wide.gather(1, (num_kept - 1)[:, None])[:, 0]
 
-    resolved = torch.where(nucleus, closed | (is_open & (num_kept < width)), k_known)
-    return torch.where(nucleus, torch.maximum(floors, last), floors), resolved
+    # Without top_p a floor needs no sums, only its k-th value.
+    known = torch.where(nucleus, is_open & (num_kept < width), ~has_k | (top_k <= width))
+    return torch.where(nucleus, torch.maximum(floors, last), floors), closed | known
 
 
 def _weights(values: Tensor, top: Tensor, temperature: Tensor) -> Tensor:

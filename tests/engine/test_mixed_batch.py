@@ -159,3 +159,21 @@ def test_preemption_and_adapters_together(llama):
 def test_sampled_tokens_are_those_of_the_rule_over_the_reference_s_logits(llama, params):
     generations = requests(llama, **params)
     check_all(llama, generations, generate(llama, generations))
+
+
+def test_two_names_for_the_same_bytes_are_one_version(llama):
+    source = AdapterSource(digest="same", path=str(llama.adapters["r8"]))
+    config = EngineConfig(
+        model=str(llama.model), adapters=(source, source), dtype="float32", kv_cache_gb=0.01
+    )
+    loop = build_engine(config)
+    for name in ("a", "b"):
+        params = SamplingParams(temperature=0, seed=0, max_tokens=4)
+        loop.add(
+            GenerationRequest(
+                request_id=name, prompt_token_ids=[1, 2], params=params, adapter="same"
+            )
+        )
+    first, second = loop.step()
+    assert first.token_ids == second.token_ids
+    loop.check()

@@ -195,3 +195,11 @@ def test_what_could_never_run_is_refused(request_, field):
         scheduler.add(request_)
     assert caught.value.field == field
     scheduler.check()
+
+
+def test_rows_of_one_adapter_lie_side_by_side():
+    scheduler = make_scheduler()
+    for name, adapter in (("a", "digest-a"), ("b", None), ("c", "digest-a"), ("d", None)):
+        scheduler.add(generation(name, adapter=adapter))
+    for _ in range(2):
+        assert list(lengths(step(scheduler)[0])) == ["b", "d", "a", "c"]

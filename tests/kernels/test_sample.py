@@ -264,14 +264,39 @@ def test_filters_keep_what_the_rule_keeps(
 ) -> None:
     """Up to float32: ids that 1e-5 of a logit would move over an edge may go either way."""
     logits = random_logits(2, vocab_size, spread, seed)
-    floors = filter_floors(logits, Filters(top_k, top_p, min_p), temperature)
-    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    slack = 1e-5 * max(1.0, spread)
+    check_filters(logits, Filters(top_k, top_p, min_p), temperature, 1e-5 * max(1.0, spread))
+
+
+def check_filters(logits: Tensor, filters: Filters, temperature: float, slack: float) -> None:
+    floors = filter_floors(logits, filters, temperature)
+    params = SamplingParams(
+        temperature=temperature, top_k=filters.top_k, top_p=filters.top_p, min_p=filters.min_p
+    )
     for row, floor in zip(logits.double().numpy(), floors.tolist(), strict=True):
         kept = row >= floor
         assert not (sampling_rule.keep(row, params, -slack) & ~kept).any()
         assert not (kept & ~sampling_rule.keep(row, params, slack)).any()
         assert kept.any()
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        Filters(top_p=0.2),
+        Filters(top_p=0.9),
+        Filters(top_p=0.999),
+        Filters(top_k=300),
+        Filters(top_k=300, top_p=0.5),
+        Filters(top_k=8500),
+        Filters(top_k=8500, top_p=0.99),
+        Filters(min_p=0.1),
+        Filters(min_p=0.1, top_p=0.97),
+        Filters(min_p=0.4, top_k=900, top_p=0.97),
+    ],
+)
+def test_filters_that_keep_much(filters: Filters) -> None:
+    """More than a first look at the largest logits shows."""
+    check_filters(random_logits(3, 9000, spread=1.0), filters, temperature=1.0, slack=1e-5)
 
 
 @pytest.mark.parametrize(
