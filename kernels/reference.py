@@ -17,13 +17,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0) 
     ``x`` [..., N], ``weight`` [N]. With an offset (Gemma) the product is taken in float32
     too; without one (Llama) the normed value is rounded to the dtype of ``x`` first.
     """
-    if x.dtype == torch.float32 and not weight_offset:
-        return functional.rms_norm(x, x.shape[-1:], weight, eps)
     wide = x.float()
-    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    normed = wide * wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     if weight_offset:
-        return (normed * (weight.float() + weight_offset)).to(x.dtype)
-    return normed.to(x.dtype) * weight
+        return normed.mul_(weight.float() + weight_offset).to(x.dtype)
+    return normed.to(x.dtype).mul_(weight)
 
 
 def fused_add_rms_norm(
@@ -34,19 +32,17 @@ def fused_add_rms_norm(
     return rms_norm(total, weight, eps, weight_offset), total
 
 
-def apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+def apply_rope(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate the first R of D dims of each head in place (RoFormer, arXiv 2104.09864).
 
-    ``q`` [T, Hq, D], ``k`` [T, Hkv, D]; ``cos``, ``sin`` [T, R] with the two halves alike
-    ("rotate half" layout).
+    ``heads`` [T, heads, D], queries and keys alike; ``cos``, ``sin`` [T, R]. Dim i turns with
+    dim i + R/2 ("rotate half" layout), so both halves of a row are alike but for the sign:
+    ``sin`` comes with its first half negated.
     """
-    rotary_dim = cos.shape[-1]
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    for x in (q, k):
-        rotated = x[..., :rotary_dim]
-        first, second = rotated.chunk(2, dim=-1)
-        turned = torch.cat((-second, first), dim=-1)
-        rotated.copy_(rotated * cos + turned * sin)
+    rotated = heads[..., : cos.shape[-1]]
+    first, second = rotated.chunk(2, dim=-1)
+    swapped = torch.cat((second, first), dim=-1)
+    rotated.mul_(cos.unsqueeze(1)).addcmul_(swapped, sin.unsqueeze(1))
 
 
 def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:

@@ -101,6 +101,10 @@ class Decoder:
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _ropes(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        """cos and sin of the step's positions, [T, R] each, for every kind of rope."""
-        picked = (table.index_select(1, positions) for table in self._rope_tables)
-        return tuple((both[0], both[1]) for both in picked)
+        """cos and sin of the step's positions as ``ops.apply_rope`` wants them, by rope."""
+        ropes = []
+        for table in self._rope_tables:
+            cos, sin = table.index_select(1, positions)
+            sin[:, : sin.shape[1] // 2].neg_()
+            ropes.append((cos, sin))
+        return tuple(ropes)

@@ -37,7 +37,10 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """What all layers of a step share: cos and sin [T, R] by rope, slots [T], requests."""
+    """What all layers of a step share: slots [T], requests, cos and sin [T, R] by rope.
+
+    ``sin`` has its first half negated, as ``ops.apply_rope`` wants it.
+    """
 
     ropes: tuple[tuple[Tensor, Tensor], ...]
     slot_mapping: Tensor
@@ -59,15 +62,16 @@ class DecoderLayer:
         config, weights = self.config, self.weights
         qkv = project(x, weights.qkv, weights.qkv_bias, self.index, "qkv", step.lora)
         num_kv_heads = config.num_kv_heads
-        q, k, v = qkv.view(x.shape[0], -1, config.head_dim).split_with_sizes(
-            (config.num_heads, num_kv_heads, num_kv_heads), dim=1
-        )
+        heads = qkv.view(x.shape[0], -1, config.head_dim)
+        q, k, v = heads.split_with_sizes((config.num_heads, num_kv_heads, num_kv_heads), dim=1)
+        turned: tuple[Tensor, ...] = (heads[:, :-num_kv_heads],)  # q and k, side by side
         if weights.q_norm is not None and weights.k_norm is not None:
             q = ops.rms_norm(q, weights.q_norm, config.rms_norm_eps, config.norm_offset)
             k = ops.rms_norm(k, weights.k_norm, config.rms_norm_eps, config.norm_offset)
+            turned = (q, k)
         if self.facts.rope is not None:
-            cos, sin = step.ropes[self.facts.rope]
-            ops.apply_rope(q, k, cos, sin)
+            for part in turned:
+                ops.apply_rope(part, *step.ropes[self.facts.rope])
         k_cache, v_cache = kv_cache
         ops.kv_write(k, v, k_cache, v_cache, step.slot_mapping)
         attended = ops.paged_attention(

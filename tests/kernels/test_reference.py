@@ -34,28 +34,27 @@ def test_fused_add_rms_norm_returns_the_sum_too():
 
 @pytest.mark.parametrize("rotary_dim", [8, 4])
 def test_rope_rotates_pairs_half_a_head_apart(rotary_dim):
-    q, k = randn(3, 2, 8), randn(3, 1, 8, seed=1)
+    heads = randn(3, 5, 8)
+    before = heads.clone().double()
     angle = randn(3, rotary_dim // 2, seed=2).double()
-    before = {name: x.clone().double() for name, x in (("q", q), ("k", k))}
-    cos, sin = (torch.cat([t, t], -1).float() for t in (angle.cos(), angle.sin()))
-    ops.apply_rope(q, k, cos, sin)
+    cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
+    ops.apply_rope(heads, cos.float(), sin.float())
     half = rotary_dim // 2
-    for name, x in (("q", q), ("k", k)):
-        pairs = torch.complex(before[name][..., :half], before[name][..., half:rotary_dim])
-        turned = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
-        expected = torch.cat([turned.real, turned.imag, before[name][..., rotary_dim:]], -1)
-        torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=1e-5)
+    pairs = torch.complex(before[..., :half], before[..., half:rotary_dim])
+    turned = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
+    expected = torch.cat([turned.real, turned.imag, before[..., rotary_dim:]], -1)
+    torch.testing.assert_close(heads.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rope_works_on_views_of_a_fused_projection():
+def test_rope_turns_a_view_of_a_fused_projection_and_nothing_beside_it():
     qkv = randn(3, 4 * 8)
-    expected_q, expected_k = qkv[:, :16].clone().view(3, 2, 8), qkv[:, 16:24].clone().view(3, 1, 8)
+    expected = qkv.clone()
+    heads = qkv[:, :24].clone().view(3, 3, 8)
     cos, sin = randn(3, 8, seed=1), randn(3, 8, seed=2)
-    cos[:, 4:], sin[:, 4:] = cos[:, :4], sin[:, :4]
-    ops.apply_rope(qkv[:, :16].view(3, 2, 8), qkv[:, 16:24].view(3, 1, 8), cos, sin)
-    ops.apply_rope(expected_q, expected_k, cos, sin)
-    torch.testing.assert_close(qkv[:, :16], expected_q.flatten(1))
-    torch.testing.assert_close(qkv[:, 16:24], expected_k.flatten(1))
+    ops.apply_rope(heads, cos, sin)
+    expected[:, :24] = heads.flatten(1)
+    ops.apply_rope(qkv.view(3, 4, 8)[:, :3], cos, sin)
+    assert torch.equal(qkv, expected)
 
 
 def test_kv_write_touches_only_its_slots():
