@@ -1,0 +1,1 @@
+"""HTTP to text to tokens: the OpenAI API, metrics and the offline ``LLM``."""

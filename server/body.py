@@ -1,0 +1,104 @@
+"""Request bodies: bounded bytes to checked models, every fault a 4xx that names the field."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect
+
+from .errors import ApiError, bad_field
+from .openai import ACCEPTED, NEUTRAL, Body
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body; raises ApiError 413 as soon as it is known to be too large."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    num_bytes = 0
+    try:
+        async for chunk in request.stream():
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                raise _too_large(max_bytes)
+            chunks.append(chunk)
+    except ClientDisconnect as error:
+        raise ApiError("The client left before its request was complete.") from error
+    return b"".join(chunks)
+
+
+def parse_body(model: type[BodyT], body: bytes) -> BodyT:
+    """Parse and check; raises ApiError 400 for the first fault."""
+    try:
+        parsed = model.model_validate_json(body)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False)
+        raise _from_details(details) from None
+    for name, value in (parsed.model_extra or {}).items():
+        _check_extra(name, value)
+    return parsed
+
+
+def _check_extra(name: str, value: object) -> None:
+    if name in ACCEPTED or (name in NEUTRAL and value is None):
+        return
+    if name not in NEUTRAL:
+        raise bad_field(
+            _shown(name), "is not a parameter of this endpoint", code="unknown_parameter"
+        )
+    allowed = NEUTRAL[name]
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):
+        can_be = ", ".join(["null", *map(repr, allowed)])
+        raise bad_field(name, f"is not supported; it may be {can_be}", code="unsupported_parameter")
+
+
+def _from_details(details: list[ErrorDetails]) -> ApiError:
+    """The deepest fault: of a union's branches, the one that got furthest."""
+    first = max(details, key=lambda detail: len(_path(detail["loc"])))
+    if first["type"] == "json_invalid":
+        return ApiError(
+            f"The body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}."
+        )
+    path = _path(first["loc"])
+    if not path:
+        return ApiError("The body must be a JSON object.")
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    if first["type"] == "missing":
+        return bad_field(param, "is required", code="missing_required_parameter")
+    if first["type"] == "extra_forbidden":
+        return bad_field(param, "is not a known field here", code="unknown_parameter")
+    same_place = [d["msg"] for d in details if _path(d["loc"]) == path]
+    message = " or ".join(dict.fromkeys(_lowered(msg) for msg in same_place))
+    return bad_field(param, message)
+
+
+def _path(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A fault's place in the body, without pydantic's names for the branches of a union."""
+    return tuple(
+        part if isinstance(part, int) else _shown(part)
+        for part in loc
+        if isinstance(part, int) or not (part in {"str", "int"} or part.startswith("list["))
+    )
+
+
+def _lowered(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _shown(name: str) -> str:
+    """A client's own word, short enough for a message."""
+    return name if len(name) <= 100 else f"{name[:100]}…"
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        f"The body is larger than {max_bytes} bytes, the most this server takes.",
+        status=413,
+        code="body_too_large",
+    )

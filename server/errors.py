@@ -1,0 +1,133 @@
+"""Errors as a client sees them: OpenAI's shape, and the only place that knows HTTP statuses.
+
+BranchlineError (lora.errors)
+└── ApiError            status, message, type, param, code
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import TypedDict
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ..engine.errors import EngineDeadError, RequestError
+from ..lora.errors import BranchlineError
+
+logger = logging.getLogger(__name__)
+
+
+class ErrorDetail(TypedDict):
+    """The inside of an error body."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ApiError(BranchlineError):
+    """A refusal or failure with its HTTP status and OpenAI's four fields."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+
+    @property
+    def detail(self) -> ErrorDetail:
+        """What goes under ``error`` in a body or an in-band event."""
+        return {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+
+    def response(self, headers: Mapping[str, str] | None = None) -> Response:
+        """The whole HTTP answer."""
+        return Response(
+            msgspec.json.encode({"error": self.detail}),
+            status_code=self.status,
+            media_type="application/json",
+            headers=headers,
+        )
+
+
+def bad_field(param: str, message: str, code: str | None = None) -> ApiError:
+    """400 for one field of the request."""
+    return ApiError(f"{param}: {message}", param=param, code=code)
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    """503: nothing is wrong with the request, come back later."""
+    return ApiError(message, status=503, type="server_error", code=code)
+
+
+def internal_error(message: str) -> ApiError:
+    """500: a fault of ours."""
+    return ApiError(message, status=500, type="server_error", code="internal_error")
+
+
+def to_api_error(error: Exception) -> ApiError:
+    """Any exception as what the client gets to see; what is unexpected keeps its details here."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestError):
+        return bad_field(error.field, error.message)
+    if isinstance(error, EngineDeadError):
+        return unavailable(f"The engine stopped: {error}.", "engine_dead")
+    logger.error("unexpected error", exc_info=error)
+    return internal_error("The server failed on this request; its log says why.")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Shape every error that leaves the application."""
+
+    async def on_error(request: Request, error: Exception) -> Response:
+        return to_api_error(error).response()
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _from_http(request, error).response(error.headers)
+
+    async def on_validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        return bad_field(str(first["loc"][-1]), str(first["msg"])).response()
+
+    app.add_exception_handler(BranchlineError, on_error)
+    app.add_exception_handler(Exception, on_error)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_validation)
+
+
+def _from_http(request: Request, error: HTTPException) -> ApiError:
+    path, method = request.url.path, request.method
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return ApiError(f"There is no {method} {path} here.", status=404, code="not_found")
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "")
+        return ApiError(
+            f"{path} does not take {method}; allowed: {allowed}.",
+            status=405,
+            code="method_not_allowed",
+        )
+    return ApiError(str(error.detail), status=error.status_code)

@@ -1,0 +1,142 @@
+"""One client request as engine requests: started together, merged in the order of arrival."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from ..engine.types import GenerationRequest, SamplingParams, TokenOutput
+from .detokenizer import Detokenizer, TextDelta
+from .errors import internal_error, unavailable
+from .metrics import ChoiceTimer, ServerMetrics
+from .tokenizer import Tokenizer
+
+# A client that reads slowly stops its own request here, not the memory of the server.
+MERGE_QUEUE_SIZE = 64
+
+Generate = Callable[[GenerationRequest], AsyncIterator[TokenOutput]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRequest:
+    """A choice of one prompt; ``index`` is its place in the response."""
+
+    index: int
+    prompt_index: int
+    generation: GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """What arrived for one choice."""
+
+    choice: ChoiceRequest
+    delta: TextDelta
+
+
+def expand_choices(
+    prompts: Sequence[tuple[list[int], SamplingParams]], adapter: str | None
+) -> list[ChoiceRequest]:
+    """Every choice of every prompt, prompt by prompt; ``params.n`` choices each."""
+    choices: list[ChoiceRequest] = []
+    for prompt_index, (token_ids, params) in enumerate(prompts):
+        single = replace(params, n=1)
+        for choice_index in range(params.n):
+            generation = GenerationRequest(
+                request_id=uuid.uuid4().hex,
+                prompt_token_ids=token_ids,
+                params=single,
+                adapter=adapter,
+                choice_index=choice_index,
+            )
+            choices.append(ChoiceRequest(len(choices), prompt_index, generation))
+    return choices
+
+
+class Generator:
+    """Runs choices on the engine behind ``generate``."""
+
+    def __init__(self, generate: Generate, tokenizer: Tokenizer, metrics: ServerMetrics) -> None:
+        self._generate = generate
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+
+    async def run(
+        self, choices: Sequence[ChoiceRequest], model: str, arrival: float
+    ) -> AsyncGenerator[ChoiceDelta]:
+        """Deltas of all choices as they come; closing this aborts what still runs.
+
+        Raises ApiError for a request that fails, EngineDeadError when the engine is gone.
+        """
+        sources = [self._run_choice(choice, model, arrival) for choice in choices]
+        merged = sources[0] if len(sources) == 1 else _merge(sources)
+        with self._metrics.in_flight(model):
+            async with aclosing(merged):
+                async for delta in merged:
+                    yield delta
+
+    async def _run_choice(
+        self, choice: ChoiceRequest, model: str, arrival: float
+    ) -> AsyncGenerator[ChoiceDelta]:
+        generation = choice.generation
+        prompt = generation.prompt_token_ids
+        detokenizer = Detokenizer(self._tokenizer, prompt, generation.params)
+        with self._metrics.time_choice(model, len(prompt), arrival) as timer:
+            # Closing the engine's iterator is what aborts a request that a stop string ended.
+            async with aclosing(self._generate(generation)) as outputs:  # type: ignore[type-var]
+                async for output in outputs:
+                    _raise_for(output)
+                    delta = detokenizer.push(output)
+                    _count(timer, delta)
+                    yield ChoiceDelta(choice, delta)
+                    if detokenizer.finished:
+                        return
+
+
+def _count(timer: ChoiceTimer, delta: TextDelta) -> None:
+    if delta.token_ids:
+        timer.tokens(len(delta.token_ids), delta.num_cached_tokens)
+    if delta.finish_reason is not None:
+        timer.finish(delta.finish_reason)
+
+
+def _raise_for(output: TokenOutput) -> None:
+    if output.finish_reason == "error":
+        raise internal_error(f"The engine failed on this request: {output.error}")
+    if output.finish_reason == "abort":
+        raise unavailable("The request was ended by the server.", "aborted")
+
+
+async def _merge(
+    sources: Sequence[AsyncGenerator[ChoiceDelta]],
+) -> AsyncGenerator[ChoiceDelta]:
+    """Items of all sources as they come; the first failure ends all of them."""
+    queue: asyncio.Queue[ChoiceDelta | Exception | None] = asyncio.Queue(MERGE_QUEUE_SIZE)
+
+    async def pump(source: AsyncGenerator[ChoiceDelta]) -> None:
+        try:
+            async with aclosing(source):
+                async for item in source:
+                    await queue.put(item)
+            await queue.put(None)
+        except Exception as error:  # handed to the reader, who raises it
+            await queue.put(error)
+
+    pumps = [asyncio.create_task(pump(source)) for source in sources]
+    try:
+        num_running = len(pumps)
+        while num_running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_running -= 1
+            else:
+                yield item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

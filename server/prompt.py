@@ -1,0 +1,156 @@
+"""What a request wants continued, as token ids: text, ids, batches of either, and chats."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .config import Limits
+from .errors import ApiError, bad_field
+from .openai import ChatMessage, ChatRequest
+from .sampling import check_token_id
+from .tokenizer import ChatTemplateError, Message, Tokenizer
+
+# Longer texts are tokenized beside the event loop; shorter ones cost less than the hop.
+INLINE_CHARACTERS = 2048
+
+_RESERVED_VARIABLES = frozenset(
+    {
+        "messages",
+        "conversation",
+        "conversations",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "sanitize_control_tokens",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+        "self",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt; ``text`` is None where the client sent token ids."""
+
+    token_ids: list[int]
+    text: str | None
+
+
+class PromptReader:
+    """Turns checked bodies into prompts."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, limits: Limits) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._limits = limits
+
+    async def completion(self, prompt: object, add_special_tokens: bool) -> list[Prompt]:
+        """``prompt`` of a text completion: one entry for a single prompt, N for a list of N."""
+        entries = split_prompts(prompt)
+        if len(entries) > self._limits.max_prompts:
+            raise bad_field(
+                "prompt", f"holds {len(entries)} prompts, the most is {self._limits.max_prompts}"
+            )
+        return [await self._entry(entry, add_special_tokens) for entry in entries]
+
+    async def _entry(self, entry: str | list[int], add_special_tokens: bool) -> Prompt:
+        if isinstance(entry, str):
+            return await self._tokenized("prompt", entry, add_special_tokens)
+        if not entry:
+            raise bad_field("prompt", "is empty")
+        for token_id in (min(entry), max(entry)):
+            check_token_id("prompt", token_id, self._vocab_size)
+        return Prompt(entry, None)
+
+    async def chat(self, body: ChatRequest, adapter_template: str | None) -> Prompt:
+        """A chat through the adapter's template, else the model's."""
+        if len(body.messages) > self._limits.max_messages:
+            raise bad_field(
+                "messages",
+                f"holds {len(body.messages)} messages, the most is {self._limits.max_messages}",
+            )
+        continue_final = bool(body.continue_final_message)
+        add_generation_prompt = body.add_generation_prompt
+        if continue_final and add_generation_prompt:
+            raise bad_field("continue_final_message", "excludes add_generation_prompt")
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final
+        variables = body.chat_template_kwargs or {}
+        for name in variables:
+            if name in _RESERVED_VARIABLES:
+                raise bad_field("chat_template_kwargs", f"may not set {name!r}")
+        try:
+            text = self._tokenizer.render_chat(
+                [to_template(message) for message in body.messages],
+                chat_template=adapter_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final,
+                variables=variables,
+            )
+        except ChatTemplateError as error:
+            raise bad_field("messages", str(error), "chat_template_error") from error
+        # The template has written the special tokens already.
+        return await self._tokenized("messages", text, bool(body.add_special_tokens))
+
+    async def _tokenized(self, field: str, text: str, add_special_tokens: bool) -> Prompt:
+        if len(text) <= INLINE_CHARACTERS:
+            token_ids = self._tokenizer.encode(text, add_special_tokens)
+        else:
+            token_ids = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens)
+        if not token_ids:
+            raise bad_field(field, "is empty")
+        if max(token_ids) >= self._vocab_size:
+            raise ApiError(
+                f"{field}: the tokenizer gave token id {max(token_ids)}, which the model's "
+                f"vocabulary of {self._vocab_size} tokens does not have.",
+                param=field,
+            )
+        return Prompt(token_ids, text)
+
+
+def split_prompts(prompt: object) -> list[str | list[int]]:
+    """Text, texts, ids or lists of ids as a list of prompts; raises ApiError 400."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise bad_field("prompt", "must be a string, token ids, or a non-empty list of either")
+    if _all_of(prompt, int):
+        return [prompt]
+    for index, entry in enumerate(prompt):
+        if not (isinstance(entry, str) or (isinstance(entry, list) and _all_of(entry, int))):
+            raise bad_field(f"prompt[{index}]", "must be a string or a list of token ids")
+    if len({type(entry) for entry in prompt}) > 1:
+        raise bad_field("prompt", "mixes strings and lists of token ids")
+    return prompt
+
+
+def to_template(message: ChatMessage) -> Message:
+    """A message as chat templates know it: text parts joined, absent fields left out."""
+    content = message.content
+    if content is None:
+        text = ""
+    elif isinstance(content, str):
+        text = content
+    else:
+        text = "".join(part.text for part in content)
+    turn: dict[str, Any] = {"role": message.role, "content": text}
+    if message.name is not None:
+        turn["name"] = message.name
+    return turn
+
+
+def _all_of(values: Sequence[object], kind: type) -> bool:
+    """Whether each value is of exactly this type: True is no token id."""
+    return set(map(type, values)) <= {kind}

@@ -1,0 +1,173 @@
+"""``branchline serve``: find the model, start the engine, serve HTTP until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ..engine.errors import EngineStartError
+from ..lora.errors import BranchlineError
+from .adapters import Catalog, open_catalog
+from .config import AdapterSpec, ServeConfig
+from .hub import find_directory
+
+EXIT_OK, EXIT_FAILED = 0, 1
+
+T = TypeVar("T")
+
+
+class ServeError(BranchlineError):
+    """Something about this machine that keeps the server from starting."""
+
+
+def run(config: ServeConfig) -> int:
+    """Serve until told to stop; returns the exit status."""
+    # Read by OpenMP when torch comes in, in the engine's process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # One prompt is one thread's work; and the engine is started from this process.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _configure_logging(config.log_level)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(config))
+    except BranchlineError as error:
+        print(f"branchline: error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("branchline: interrupted", file=sys.stderr)
+    return EXIT_FAILED
+
+
+async def _serve(config: ServeConfig) -> int:
+    with _bind(config.host, config.port) as listener, _stop_signals() as stop:
+        config, catalog = _open(config)
+        server = await _unless(stop, _start(config, catalog))
+        if server is None:
+            _say("stopped before the engine was up")
+            return EXIT_OK
+        return await server(listener, stop)
+
+
+def _open(config: ServeConfig) -> tuple[ServeConfig, Catalog]:
+    """Find every directory and read every adapter's config."""
+    directory = find_directory(config.engine.model)
+    adapters = [AdapterSpec(spec.name, find_directory(spec.path)) for spec in config.adapters]
+    names = config.served_model_names or (config.engine.model,)
+    catalog = open_catalog(directory, names, adapters)
+    engine = replace(config.engine, model=directory, adapters=catalog.sources)
+    return replace(config, engine=engine), catalog
+
+
+Serving = Callable[[socket.socket, asyncio.Event], Coroutine[Any, Any, int]]
+
+
+async def _start(config: ServeConfig, catalog: Catalog) -> Serving:
+    """Start the engine and, beside it, load the tokenizer; raises BranchlineError."""
+    from ..engine.client import EngineClient
+    from .lifecycle import serve_http
+    from .services import build_services
+    from .supervisor import EngineSupervisor
+    from .tokenizer import Tokenizer, read_chat_template
+
+    async def start_engine() -> EngineClient:
+        return await EngineClient.start(config.engine, _say)
+
+    template = None if config.chat_template is None else read_chat_template(config.chat_template)
+    directory = config.engine.model
+    since = time.monotonic()
+    _say(f"starting the engine for {directory}")
+    loading = asyncio.create_task(asyncio.to_thread(Tokenizer.from_directory, directory, template))
+    starting = asyncio.create_task(start_engine())
+    try:
+        done, _ = await asyncio.wait({loading, starting}, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    except BaseException:
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError, EngineStartError):
+            await (await starting).stop()
+        raise
+    tokenizer, engine = loading.result(), starting.result()
+    _say(f"the engine is up after {time.monotonic() - since:.1f} s")
+    supervisor = EngineSupervisor(engine, start_engine if config.restart_engine else None)
+    services = build_services(config, catalog, tokenizer, supervisor, int(time.time()))
+
+    async def serve(listener: socket.socket, stop: asyncio.Event) -> int:
+        return await serve_http(services, listener, stop, _say)
+
+    return serve
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of ``work``, or None when ``stop`` came first and cancelled it."""
+    worker, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({worker, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if worker.done():
+            return worker.result()
+        worker.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await worker
+        return None
+    finally:
+        stopped.cancel()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set; a second signal has its ordinary effect."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def on_signal() -> None:
+        stop.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port before minutes go into loading; connections are refused until then."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ServeError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
+    return listener
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not made for every platform
+        return None
+    return uvloop.new_event_loop
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s server: %(message)s")
+    for noisy in ("asyncio", "filelock", "httpx", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _say(text: str) -> None:
+    print(f"branchline: {text}", flush=True)

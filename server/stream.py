@@ -1,0 +1,100 @@
+"""Answers that leave as server-sent events, and answers that stop when their reader leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .errors import to_api_error
+from .wire import DONE_EVENT, encode_event
+
+T = TypeVar("T")
+
+# 499: nginx's word for a client that closed the connection; nobody reads it but the log.
+CLIENT_LEFT_STATUS = 499
+
+
+class ClientLeft(Exception):  # noqa: N818 - not an error of anyone's
+    """The client closed the connection before its answer was there."""
+
+
+class EventStream(Response):
+    """Sends events until they end, fail or the client leaves; then ``events`` is closed.
+
+    The first event is awaited before the status line goes out, so that what fails until
+    then is an ordinary error answer. A later failure is an event with ``error``.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes]) -> None:
+        super().__init__(media_type=self.media_type)
+        self._first = first
+        self._events = events
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-cache"
+        self.headers["x-accel-buffering"] = "no"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        sender = asyncio.ensure_future(self._send(send))
+        watcher = asyncio.ensure_future(_until_disconnect(receive))
+        try:
+            await asyncio.wait({sender, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            if sender.done():
+                sender.result()
+        finally:
+            await _cancel(sender, watcher)
+
+    async def _send(self, send: Send) -> None:
+        async with aclosing(self._events):
+            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(start)
+            await send({"type": "http.response.body", "body": self._first, "more_body": True})
+            try:
+                async for event in self._events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            except Exception as error:
+                event = encode_event({"error": to_api_error(error).detail})
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": DONE_EVENT, "more_body": False})
+
+
+async def start_stream(request: Request, events: AsyncGenerator[bytes]) -> EventStream:
+    """A stream whose first event is there; raises what ``events`` raises before it."""
+    try:
+        first = await while_connected(request, anext(events))
+    except BaseException:
+        await events.aclose()
+        raise
+    return EventStream(first, events)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is cancelled, with ClientLeft, when the client leaves."""
+    worker = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_until_disconnect(request.receive))
+    try:
+        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not worker.done():
+            raise ClientLeft
+        return worker.result()
+    finally:
+        await _cancel(worker, watcher)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

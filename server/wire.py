@@ -1,0 +1,183 @@
+"""The bodies that go out, as msgspec structs: responses, stream chunks, usage, models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+
+class PromptTokensDetails(Struct, frozen=True):
+    """How many of the prompt's tokens came out of the KV cache."""
+
+    cached_tokens: int
+
+
+class Usage(Struct, frozen=True):
+    """Token counts of a whole request, over its prompts and choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(Struct, frozen=True):
+    """One likely token at a position of a chat."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(Struct, frozen=True):
+    """The chosen token at a position of a chat."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Struct, frozen=True):
+    """Log-probabilities in the shape of chats."""
+
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+class CompletionLogprobs(Struct, frozen=True):
+    """Log-probabilities in the shape of text completions; lists of equal length."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class AssistantMessage(Struct, frozen=True, kw_only=True):
+    """The answer of a chat."""
+
+    role: str = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Struct, frozen=True):
+    """One finished choice of a chat."""
+
+    index: int
+    message: AssistantMessage
+    finish_reason: str
+    logprobs: ChatLogprobs | None = None
+    stop_reason: str | int | None = None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatCompletion(Struct, frozen=True, kw_only=True):
+    """The whole answer to a chat."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatDelta(Struct, frozen=True):
+    """What a chunk adds to a chat's choice."""
+
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(Struct, frozen=True):
+    """One choice in one chunk of a chat."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatChunk(Struct, frozen=True, kw_only=True):
+    """One chunk of a streamed chat."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class CompletionChoice(Struct, frozen=True):
+    """One choice of a text completion, finished or a part of it in a stream."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    logprobs: CompletionLogprobs | None = None
+    stop_reason: str | int | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class Completion(Struct, frozen=True, kw_only=True):
+    """A text completion, whole or one chunk of it."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ModelCard(Struct, frozen=True, kw_only=True):
+    """One name in ``/v1/models``; ``parent`` is the base model of an adapter."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    max_model_len: int
+
+
+class ModelList(Struct, frozen=True):
+    """The body of ``/v1/models``."""
+
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+def make_usage(num_prompt: int, num_completion: int, num_cached: int) -> Usage:
+    """Usage from its three counts."""
+    return Usage(
+        num_prompt, num_completion, num_prompt + num_completion, PromptTokensDetails(num_cached)
+    )
+
+
+# A data race is impossible here: an encoder keeps no state between calls.
+_ENCODER = msgspec.json.Encoder()
+
+
+def encode(body: Struct) -> bytes:
+    """A body as JSON."""
+    return _ENCODER.encode(body)
+
+
+def encode_event(body: object) -> bytes:
+    """A body as one server-sent event."""
+    return b"data: " + _ENCODER.encode(body) + b"\n\n"
+
+
+DONE_EVENT = b"data: [DONE]\n\n"

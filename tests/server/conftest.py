@@ -1,0 +1,120 @@
+"""A whole application over an engine in memory, spoken to as HTTP without a socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from fastapi import FastAPI
+from tiny_models import make_tiny_tokenizer
+
+from branchline.engine.config import AdapterSource, EngineConfig
+from branchline.server.adapters import Catalog, ServedModel
+from branchline.server.app import create_app
+from branchline.server.config import Limits, ServeConfig, digest_key
+from branchline.server.services import Services, build_services
+from branchline.server.supervisor import EngineSupervisor
+from branchline.server.tokenizer import Tokenizer
+
+BASE, ADAPTER, TEMPLATED = "base", "tenant-a", "tenant-b"
+TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_dir: Path) -> Tokenizer:
+    return Tokenizer.from_directory(str(tokenizer_dir))
+
+
+@dataclass
+class Harness:
+    """One application, its engine and a client for it."""
+
+    app: FastAPI
+    services: Services
+    engine: FakeEngine
+    client: httpx.AsyncClient
+
+    async def post(self, path: str, body: object, **options: Any) -> httpx.Response:
+        return await self.client.post(path, json=body, **options)
+
+    async def chat(self, content: str = "hi", **fields: Any) -> httpx.Response:
+        body = {"model": BASE, "messages": [{"role": "user", "content": content}], **fields}
+        return await self.post("/v1/chat/completions", body)
+
+    async def complete(self, prompt: object = "hi", **fields: Any) -> httpx.Response:
+        body = {"model": BASE, "prompt": prompt, "max_tokens": 100, **fields}
+        return await self.post("/v1/completions", body)
+
+    async def sampling(self, **fields: Any) -> Any:
+        """The ``SamplingParams`` that a text completion with these fields gives the engine."""
+        response = await self.complete(**fields)
+        assert response.status_code == 200, response.text
+        return self.engine.requests[-1].params
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The JSON events of a stream; checks the closing [DONE]."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def catalog() -> Catalog:
+    models = [
+        ServedModel(BASE, "/models/base"),
+        ServedModel(ADAPTER, "/adapters/a", "digest-a"),
+        ServedModel(TEMPLATED, "/adapters/b", "digest-b", TEMPLATE),
+    ]
+    sources = tuple(AdapterSource(digest=m.digest, path=m.root) for m in models if m.digest)
+    return Catalog(models[0], {model.name: model for model in models}, sources)
+
+
+def make_services(
+    tokenizer: Tokenizer, engine: FakeEngine, keys: tuple[str, ...] = (), **limits: int
+) -> Services:
+    config = ServeConfig(
+        engine=EngineConfig(model="/models/base"),
+        api_key_digests=tuple(digest_key(key) for key in keys),
+        limits=Limits(**limits),
+    )
+    return build_services(config, catalog(), tokenizer, EngineSupervisor(engine), created=1)
+
+
+def make_client(app: FastAPI) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+@pytest.fixture
+async def harness(tokenizer: Tokenizer) -> AsyncIterator[Harness]:
+    engine = FakeEngine()
+    services = make_services(tokenizer, engine)
+    app = create_app(services)
+    async with make_client(app) as client:
+        yield Harness(app, services, engine, client)
+
+
+@pytest.fixture
+def errors_of() -> Any:
+    """Reads OpenAI's error shape, and insists on it."""
+
+    def read(response: httpx.Response, status: int) -> dict[str, Any]:
+        assert response.status_code == status, response.text
+        body = response.json()
+        assert set(body) == {"error"}
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        return body["error"]
+
+    return read

@@ -1,0 +1,217 @@
+"""The command line and its file: what is taken, and the one line for what is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from branchline import __version__, cli
+from branchline.server import serve as serve_module
+from branchline.server.adapters import CatalogError, open_catalog
+from branchline.server.config import AdapterSpec, ServeConfig, digest_key
+from branchline.server.hub import NotFoundError, find_directory
+from branchline.server.sampling import read_defaults
+
+
+def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> ServeConfig:
+    """The config that ``branchline serve`` would run with."""
+    seen: list[ServeConfig] = []
+    monkeypatch.setattr(serve_module, "run", lambda config: seen.append(config) or 0)
+    result = CliRunner().invoke(cli.cli, ["serve", *arguments], standalone_mode=False)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return seen[0]
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    with pytest.raises(click.ClickException) as caught:
+        parse(monkeypatch, *arguments)
+    assert caught.value.exit_code == 2
+    return caught.value.format_message()
+
+
+def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BRANCHLINE_API_KEY", raising=False)
+    config = parse(
+        monkeypatch,
+        *("m", "--port", "0", "--max-model-len", "100", "--kv-cache-gb", "0.5"),
+        *("--dtype", "float32", "--served-model-name", "a", "--served-model-name", "b"),
+        *("--api-key", "k1", "--api-key", "k2", "--max-body-mb", "0.5", "--restart-engine"),
+    )
+    assert config.engine.model == "m"
+    assert (config.engine.max_model_len, config.engine.kv_cache_gb) == (100, 0.5)
+    assert config.served_model_names == ("a", "b")
+    assert config.api_key_digests == (digest_key("k1"), digest_key("k2"))
+    assert config.limits.max_body_bytes == 1 << 19
+    assert config.restart_engine
+    assert "k1" not in repr(config), "keys are only kept as digests"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("m", "--lora", "a=1", "--lora", "b=2"),
+        ("m", "--lora", "a=1", "b=2"),
+        ("--lora", "a=1", "b=2", "--port", "1", "m"),
+        ("m", "--lora-modules", "a=1", "b=2", "--port", "1"),
+        ("--lora=a=1", "m", "--lora", "b=2"),
+    ],
+)
+def test_adapters_one_or_several_a_flag(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    config = parse(monkeypatch, *arguments)
+    assert config.engine.model == "m"
+    assert config.adapters == (AdapterSpec("a", "1"), AdapterSpec("b", "2"))
+
+
+def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRANCHLINE_API_KEY", "k2, k3")
+    config = parse(monkeypatch, "m", "--api-key", "k1")
+    assert config.api_key_digests == tuple(map(digest_key, ("k1", "k2", "k3")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ("MODEL",)),
+        (("m", "--port", "x"), ("--port", "'x'")),
+        (("m", "--port", "70000"), ("--port", "65535")),
+        (("m", "--max-num-seqs", "0"), ("--max-num-seqs", "at least 1")),
+        (("m", "--block-size", "1000"), ("--block-size", "256")),
+        (("m", "--gpu-memory-utilization", "2"), ("--gpu-memory-utilization", "at most 1")),
+        (("m", "--dtype", "int3"), ("--dtype", "bfloat16")),
+        (("m", "--lora", "x"), ("--lora", "NAME=PATH")),
+        (("m", "--lora", "=x"), ("--lora", "NAME=PATH")),
+        (("m", "--no-such-flag"), ("--no-such-flag",)),
+    ],
+)
+def test_bad_flags_are_named(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    message = refuse(monkeypatch, *arguments)
+    assert all(word in message for word in words), message
+
+
+def test_a_file_gives_defaults_that_flags_override(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(
+        "model: m\nmax-num-seqs: 7\nblock_size: 32\nrestart-engine: true\n"
+        "lora: {a: '1', b: '2'}\nserved-model-name: base\nkv-cache-gb: 2\n"
+    )
+    config = parse(monkeypatch, "--config", str(file), "--block-size", "8")
+    assert (config.engine.model, config.engine.max_num_seqs) == ("m", 7)
+    assert config.engine.block_size == 8
+    assert config.restart_engine
+    assert config.adapters == (AdapterSpec("a", "1"), AdapterSpec("b", "2"))
+    assert config.served_model_names == ("base",)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max-num-sequences: 1", ("max-num-sequences", "max-num-seqs", "block-size")),
+        ("max-num-seqs: many", ("--max-num-seqs", "many")),
+        ("max-num-seqs: [1]", ("max-num-seqs", "single value")),
+        ("lora: [1]", ("lora", "strings")),
+        ("config: other.yaml", ("unknown key 'config'",)),
+        ("- a\n- b", ("mapping",)),
+        ("a: [", ("serve.yaml",)),
+    ],
+)
+def test_bad_keys_and_values_of_a_file_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, words: tuple[str, ...]
+) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    message = refuse(monkeypatch, "m", "--config", str(file))
+    assert all(word in message for word in words), message
+
+
+def test_a_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "nope.yaml" in refuse(monkeypatch, "m", "--config", str(tmp_path / "nope.yaml"))
+
+
+def branchline(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "branchline", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("serve",), 2),
+        (("serve", "m", "--port", "x"), 2),
+        (("nonsense",), 2),
+        (("serve", "/no/such/directory"), 1),
+        (("serve", "nobody/no-such-model"), 1),
+        (("serve", "/tmp", "--lora", "a=/no/such/adapter", "--port", "0"), 1),
+        (("serve", "/tmp", "--host", "203.0.113.1"), 1),
+    ],
+)
+def test_mistakes_are_one_line_on_stderr(arguments: tuple[str, ...], status: int) -> None:
+    done = branchline(*arguments)
+    assert done.returncode == status
+    assert done.stderr.startswith("branchline: error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_version_and_help_are_quick() -> None:
+    assert branchline("--version").stdout == f"branchline, version {__version__}\n"
+    heavy = "torch|transformers|fastapi|uvicorn|zmq|pydantic|yaml"
+    code = (
+        "import sys, re; from branchline import cli\n"
+        "try: cli.cli(['--help'])\nexcept SystemExit: pass\n"
+        f"assert not [n for n in sys.modules if re.fullmatch({heavy!r}, n)], sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"serve" in done.stdout
+    assert b"bench" in done.stdout
+
+
+def test_directories_and_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_directory(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotFoundError, match="is a file"):
+        find_directory(str(tmp_path / "file"))
+    with pytest.raises(NotFoundError, match="no directory"):
+        find_directory("./relative")
+    with pytest.raises(NotFoundError, match="the hub can't be reached") as caught:
+        find_directory("nobody/no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_adapters_of_a_catalog(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=r"adapter a: .*adapter_config\.json"):
+        open_catalog(str(tmp_path), ["base"], [AdapterSpec("a", str(tmp_path))])
+    with pytest.raises(CatalogError, match="taken"):
+        open_catalog(str(tmp_path), ["one", "two"], [AdapterSpec("two", str(tmp_path))])
+
+
+@pytest.mark.parametrize(
+    ("text", "temperature", "top_k", "max_tokens"),
+    [
+        ('{"temperature": 0.6, "top_k": 20, "max_new_tokens": 99}', 0.6, 20, 99),
+        ('{"temperature": "hot", "top_k": null, "max_new_tokens": -1}', 1.0, 0, None),
+        ('{"temperature": true, "top_k": 1e99, "eos_token_id": [1]}', 1.0, 0, None),
+        ("[]", 1.0, 0, None),
+        ("{", 1.0, 0, None),
+        (None, 1.0, 0, None),
+    ],
+)
+def test_defaults_of_a_model(
+    tmp_path: Path, text: str | None, temperature: float, top_k: int, max_tokens: int | None
+) -> None:
+    if text is not None:
+        (tmp_path / "generation_config.json").write_text(text)
+    defaults = read_defaults(str(tmp_path))
+    assert (defaults.temperature, defaults.top_k) == (temperature, top_k)
+    assert defaults.max_tokens == max_tokens

@@ -1,0 +1,41 @@
+"""What the documents list is what there is: parameters, flags, links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from branchline.cli import cli
+from branchline.server.openai import ACCEPTED, NEUTRAL, ChatRequest, CompletionRequest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+
+
+def named_in(path: str, heading: str) -> set[str]:
+    """Every `name` in one section of a document."""
+    section = (ROOT / path).read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    return set(re.findall(r"`([a-z_]+)`", section))
+
+
+def test_serving_lists_every_parameter() -> None:
+    honoured = {*ChatRequest.model_fields, *CompletionRequest.model_fields}
+    listed = named_in("docs/serving.md", "Parameters")
+    assert {*honoured, *ACCEPTED, *NEUTRAL} <= listed
+
+
+def test_the_readme_lists_every_flag_and_no_other() -> None:
+    options = [option for parameter in cli.commands["serve"].params for option in parameter.opts]
+    flags = {option for option in options if option.startswith("--")}
+    section = (ROOT / "README.md").read_text().split("## Flags of")[1].split("\n## ")[0]
+    assert set(re.findall(r"--[a-z][a-z-]+", section)) == flags
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in LINK.findall(document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
