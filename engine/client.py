@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import msgspec
@@ -112,7 +112,7 @@ class EngineClient:
         """Process id of the engine."""
         return self._process.pid
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput]:
         """The request's outputs, the last one with a finish reason.
 
         Leaving early (``aclose``, cancellation) aborts the request in the engine. Raises

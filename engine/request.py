@@ -27,6 +27,7 @@ class Request:
     params: SamplingParams
     blocks: BlockLease
     arrival: int
+    queued_at: float
     adapter: str | None = None
     choice_index: int = 0
     priority: int = 0
@@ -37,18 +38,20 @@ class Request:
     num_preemptions: int = 0
     slot: SlotLease | None = None
     finish_reason: FinishReason | None = None
+    queue_seconds: float | None = None
 
     @classmethod
     def from_generation(
-        cls, generation: GenerationRequest, blocks: BlockLease, arrival: int
+        cls, generation: GenerationRequest, blocks: BlockLease, arrival: int, queued_at: float
     ) -> Request:
-        """A waiting request for ``generation``; ``arrival`` orders requests by age."""
+        """A waiting request; ``arrival`` orders requests by age, ``queued_at`` is in seconds."""
         return cls(
             request_id=generation.request_id,
             prompt_token_ids=generation.prompt_token_ids,
             params=generation.params,
             blocks=blocks,
             arrival=arrival,
+            queued_at=queued_at,
             adapter=generation.adapter,
             choice_index=generation.choice_index,
             priority=generation.priority,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..lora.slots import AdapterSlots
@@ -66,11 +68,13 @@ class Scheduler:
         slots: AdapterSlots,
         limits: SchedulerLimits,
         eos_token_ids: tuple[int, ...] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._slots = slots
         self._limits = limits
         self._eos_token_ids = frozenset(eos_token_ids)
+        self._clock = clock
         self._max_running = min(limits.max_num_seqs, limits.max_num_batched_tokens)
         self._requests: dict[str, Request] = {}
         self._num_arrivals = 0
@@ -82,7 +86,9 @@ class Scheduler:
     def add(self, generation: GenerationRequest) -> None:
         """Queue a request; raises RequestError for one that could never run."""
         self._validate(generation)
-        request = Request.from_generation(generation, BlockLease(self._pool), self._num_arrivals)
+        request = Request.from_generation(
+            generation, BlockLease(self._pool), self._num_arrivals, self._clock()
+        )
         self._num_arrivals += 1
         self._requests[request.request_id] = request
         insort(self.waiting, request, key=rank)
@@ -155,6 +161,8 @@ class Scheduler:
                 continue
             request.blocks.grow(request.num_tokens)
             request.status = RequestStatus.RUNNING
+            if request.queue_seconds is None:
+                request.queue_seconds = self._clock() - request.queued_at
             self.running.append(request)
             admitted.append(request)
             num_tokens = min(request.num_uncomputed_tokens, budget)
@@ -198,6 +206,7 @@ class Scheduler:
             logprobs=None if token.logprobs is None else [token.logprobs],
             finish_reason=reason,
             stop_token_id=stop_token_id,
+            queue_seconds=request.queue_seconds if len(request.output_token_ids) == 1 else None,
         )
 
     def _finish_reason(

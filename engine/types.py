@@ -72,7 +72,8 @@ class TokenOutput:
 
     ``token_ids`` holds the new tokens, the stopping one included. ``stop_token_id`` is
     the entry of ``stop_token_ids`` that ended the request (None for the model's own EOS).
-    ``error`` goes with finish reason ``error``.
+    ``error`` goes with finish reason ``error``. ``queue_seconds`` comes with the first token:
+    how long the request waited in the engine before its first step.
     """
 
     request_id: str
@@ -81,6 +82,7 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
+    queue_seconds: float | None = None
     error: str | None = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from .tokenizer import Tokenizer
 # A client that reads slowly stops its own request here, not the memory of the server.
 MERGE_QUEUE_SIZE = 64
 
-Generate = Callable[[GenerationRequest], AsyncIterator[TokenOutput]]
+Generate = Callable[[GenerationRequest], AsyncGenerator[TokenOutput]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,11 @@ class Generator:
         detokenizer = Detokenizer(self._tokenizer, prompt, generation.params)
         with self._metrics.time_choice(model, len(prompt), arrival) as timer:
             # Closing the engine's iterator is what aborts a request that a stop string ended.
-            async with aclosing(self._generate(generation)) as outputs:  # type: ignore[type-var]
+            async with aclosing(self._generate(generation)) as outputs:
                 async for output in outputs:
                     _raise_for(output)
+                    if output.queue_seconds is not None:
+                        timer.queued(output.queue_seconds)
                     delta = detokenizer.push(output)
                     _count(timer, delta)
                     yield ChoiceDelta(choice, delta)

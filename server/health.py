@@ -98,7 +98,7 @@ class ProgressMonitor:
         )
         try:
             async with asyncio.timeout(self._timeout):
-                async with aclosing(self._supervisor.generate(request)) as outputs:  # type: ignore[type-var]
+                async with aclosing(self._supervisor.generate(request)) as outputs:
                     async for output in outputs:
                         if output.finish_reason == "error":
                             logger.error("the self-probe failed: %s", output.error)

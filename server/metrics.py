@@ -76,6 +76,11 @@ class ServerMetrics:
         self._itl = self._histogram(
             "vllm:inter_token_latency_seconds", "Between tokens of one choice.", _ITL_BUCKETS
         )
+        self._queue_time = self._histogram(
+            "vllm:request_queue_time_seconds",
+            "From the engine's taking a request in to its first step.",
+            _REQUEST_BUCKETS,
+        )
         self._e2e = self._histogram(
             "vllm:e2e_request_latency_seconds", "Arrival to last token.", _REQUEST_BUCKETS
         )
@@ -128,6 +133,10 @@ class ServerMetrics:
         self._cache_queries.labels(self._base).inc(num_prompt_tokens)
         self._cache_hits.labels(self._base).inc(num_cached_tokens)
 
+    def left_queue(self, seconds: float) -> None:
+        """A choice had waited so long in the engine when its first step began."""
+        self._queue_time.observe(seconds)
+
     def next_token(self, seconds: float) -> None:
         """A choice got another token, so long after the one before."""
         self._itl.observe(seconds)
@@ -170,6 +179,10 @@ class ChoiceTimer:
         self._last = now
         for counter in self._counters:
             counter.inc(num_tokens)
+
+    def queued(self, seconds: float) -> None:
+        """The choice has left the engine's queue."""
+        self._metrics.left_queue(seconds)
 
     def finish(self, reason: str) -> None:
         """The choice has its finish reason."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol
 
 from ..engine.errors import EngineDeadError, EngineStartError
@@ -29,7 +29,7 @@ class Engine(Protocol):
     def info(self) -> EngineInfo:
         """What the engine said of itself when it came up."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput]:
         """The request's outputs; leaving early aborts it."""
 
     async def stop(self) -> None:
@@ -63,7 +63,7 @@ class EngineSupervisor:
         """The engine's latest snapshot."""
         return self.engine.stats
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput]:
         """Hand a request to the engine of the moment; raises EngineDeadError without one."""
         if not self.alive:
             reason = self.engine.exit_reason or "the engine is gone"

@@ -203,3 +203,17 @@ def test_rows_of_one_adapter_lie_side_by_side():
         scheduler.add(generation(name, adapter=adapter))
     for _ in range(2):
         assert list(lengths(step(scheduler)[0])) == ["b", "d", "a", "c"]
+
+
+def test_the_first_token_says_how_long_the_request_waited():
+    now = 10.0
+    scheduler = Scheduler(
+        BlockPool(5, 4), AdapterSlots(0), SchedulerLimits(16, 1, 8), (EOS,), clock=lambda: now
+    )
+    for name in "ab":
+        scheduler.add(generation(name, max_tokens=2))
+    waits = []
+    for _ in range(4):
+        waits += [output.queue_seconds for output in step(scheduler)[1]]
+        now += 1.5
+    assert waits == [0.0, None, 3.0, None]

@@ -90,6 +90,7 @@ async def test_metrics_count_by_model(harness: Harness) -> None:
     assert 'vllm:prompt_tokens_total{model_name="base"} 2.0' in text
     assert 'vllm:prefix_cache_hits_total{model_name="base"} 3.0' in text
     assert 'vllm:time_to_first_token_seconds_count{model_name="base"} 1.0' in text
+    assert 'vllm:request_queue_time_seconds_count{model_name="base"} 1.0' in text
     assert 'vllm:inter_token_latency_seconds_count{model_name="base"} 5.0' in text
     assert "made-up" not in text, "clients don't make series"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 from branchline.engine.errors import EngineDeadError
 from branchline.engine.types import (
@@ -61,7 +61,7 @@ class FakeEngine:
         self.fail_after: int | None = None
         self.error: str | None = None
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput]:
         """The script's tokens, cut at ``max_tokens``."""
         if self.dead.is_set():
             raise EngineDeadError(self.exit_reason or "gone")
@@ -78,7 +78,7 @@ class FakeEngine:
             if not finished:
                 self.abort(request.request_id)
 
-    async def _outputs(self, request: GenerationRequest) -> AsyncIterator[TokenOutput]:
+    async def _outputs(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput]:
         params = request.params
         assert params.max_tokens is not None
         assert params.seed is not None
@@ -106,6 +106,7 @@ class FakeEngine:
                 finish_reason="stop" if stop or eos else "length" if last else None,
                 stop_token_id=token_id if stop else None,
                 num_cached_tokens=3,
+                queue_seconds=0.25 if index == 0 else None,
             )
             if stop or eos or last:
                 return
