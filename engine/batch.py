@@ -13,7 +13,7 @@ from ..kernels import ops
 from ..lora.bank import AdapterBank
 from ..lora.layers import StepLora
 from ..lora.mapping import build_mapping
-from .scheduler import ScheduledChunk, StepPlan
+from .plan import ScheduledChunk, StepPlan
 
 
 @dataclass(frozen=True, slots=True)

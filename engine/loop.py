@@ -12,9 +12,10 @@ import torch
 from ..lora.bank import AdapterBank
 from .batch import build_batch
 from .errors import RequestError
+from .plan import SampledToken, ScheduledChunk, StepPlan
 from .runner import ModelRunner
 from .sampler import Sampler, SamplingRow
-from .scheduler import SampledToken, ScheduledChunk, Scheduler, StepPlan
+from .scheduler import Scheduler
 from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ import pytest
 
 from branchline.engine.blocks import BlockPool
 from branchline.engine.errors import RequestError
-from branchline.engine.scheduler import SampledToken, Scheduler, SchedulerLimits
+from branchline.engine.plan import SampledToken
+from branchline.engine.scheduler import Scheduler, SchedulerLimits
 from branchline.engine.types import GenerationRequest, SamplingParams
 from branchline.lora.slots import AdapterSlots
 

@@ -16,7 +16,8 @@ import torch
 
 from branchline.engine.batch import StepBatch, build_batch
 from branchline.engine.blocks import BlockPool
-from branchline.engine.scheduler import SampledToken, Scheduler, SchedulerLimits, StepPlan
+from branchline.engine.plan import SampledToken, StepPlan
+from branchline.engine.scheduler import Scheduler, SchedulerLimits
 from branchline.engine.types import GenerationRequest, TokenOutput
 from branchline.lora.slots import AdapterSlots
 

@@ -1,0 +1,43 @@
+"""One step as plain values: what is to be computed, and what was sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .request import Request
+from .types import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """Tokens [start, start + num_scheduled_tokens) of one request, computed in this step.
+
+    ``samples`` says that the chunk ends at the request's last known token, so that its
+    last row gives the next one.
+    """
+
+    request: Request
+    start: int
+    num_scheduled_tokens: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: its chunks, those of one token first, and blocks to clear beforehand."""
+
+    chunks: tuple[ScheduledChunk, ...]
+    zero_block_ids: tuple[int, ...] = ()
+
+    def sampling_chunks(self) -> list[ScheduledChunk]:
+        """The chunks that give a token, in batch order: the rows of the logits."""
+        return [chunk for chunk in self.chunks if chunk.samples]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The sampler's answer for one sampling chunk; ``error`` ends the request instead."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
