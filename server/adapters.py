@@ -11,6 +11,7 @@ from ..lora.catalog import AdapterCatalog
 from ..lora.errors import BranchlineError
 from .config import AdapterSpec
 from .errors import ApiError, bad_field
+from .hub import find_directory
 from .tokenizer import find_chat_template
 
 
@@ -54,6 +55,14 @@ class Catalog:
             param="model",
             code="model_not_found",
         )
+
+
+def find_adapter(name: str, path_or_id: str) -> AdapterSpec:
+    """An adapter by the directory it lies in, downloaded if it is a hub id; raises CatalogError."""
+    try:
+        return AdapterSpec(name, find_directory(path_or_id))
+    except BranchlineError as error:
+        raise CatalogError(f"adapter {name}: {error}") from error
 
 
 def open_catalog(

@@ -129,14 +129,14 @@ async def stream(deltas: AsyncGenerator[ChoiceDelta], writer: Writer) -> AsyncGe
         yield writer.usage_chunk(tally.usage())
 
 
-def shows(answer: Answer, item: ChoiceDelta) -> bool:
-    """Whether a delta gives a client anything to read."""
+def shows(item: ChoiceDelta) -> bool:
+    """Whether a delta makes an event.
+
+    Tokens without text do too, as in vLLM: a reader, and a proxy between, sees that the answer
+    goes on.
+    """
     delta = item.delta
-    return bool(
-        delta.text
-        or delta.finish_reason
-        or (delta.token_ids and (delta.logprobs or answer.return_token_ids))
-    )
+    return bool(delta.text or delta.token_ids or delta.finish_reason)
 
 
 def _append(choice: ChoiceText, item: ChoiceDelta) -> None:

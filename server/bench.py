@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,9 @@ from .. import __version__
 from .bench_load import Outcome, run_load
 from .bench_report import machine, report, summarize, table
 from .bench_workload import Workload, plan_requests, plan_warmup
+
+# A folder in its place is refused before the load, not after it.
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +70,29 @@ async def load(target: Target, workload: Workload, show_progress: bool) -> list[
 
 
 def server_facts(target: Target) -> dict[str, Any]:
-    """What the server says of itself: ``/version`` and the ids of ``/v1/models``."""
+    """What the server says of itself: ``/version`` and the ids of ``/v1/models``.
+
+    A click error says why it says nothing.
+    """
+    url = f"{target.base_url}/models"
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
     root = target.base_url.removesuffix("/v1")
-    with httpx.Client(headers=headers, timeout=30) as client:
-        models = client.get(f"{target.base_url}/models")
-        models.raise_for_status()
-        version = client.get(f"{root}/version")
-    is_known = version.status_code == httpx.codes.OK
-    return {
-        "base_url": target.base_url,
-        "version": version.json() if is_known else None,
-        "models": [entry["id"] for entry in models.json()["data"]],
-    }
+    try:
+        with httpx.Client(headers=headers, timeout=30) as client:
+            models = client.get(url)
+            version = client.get(f"{root}/version")
+        if models.status_code != httpx.codes.OK:
+            raise click.ClickException(f"{url}: HTTP {models.status_code}: {models.text[:200]}")
+        is_known = version.status_code == httpx.codes.OK
+        return {
+            "base_url": target.base_url,
+            "version": version.json() if is_known else None,
+            "models": [entry["id"] for entry in models.json()["data"]],
+        }
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise click.ClickException(f"{url}: {error}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise click.ClickException(f"{url} is no OpenAI model list") from error
 
 
 def command_line(arguments: list[str]) -> str:
@@ -92,14 +106,16 @@ def command_line(arguments: list[str]) -> str:
     return shlex.join(["branchline", *shown])
 
 
-def results(target: Target, workload: Workload, outcomes: list[Outcome]) -> dict[str, object]:
+def results(
+    facts: Mapping[str, Any], workload: Workload, outcomes: list[Outcome]
+) -> dict[str, object]:
     """What a results file holds: what was run, where, on what, and its figures."""
     return {
         "command": command_line(sys.argv[1:]),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"branchline": __version__, "httpx": httpx.__version__},
         "machine": machine(),
-        "server": server_facts(target),
+        "server": facts,
         "workload": asdict(workload),
         **report(outcomes),
     }
@@ -107,8 +123,11 @@ def results(target: Target, workload: Workload, outcomes: list[Outcome]) -> dict
 
 def write_json(path: Path, document: dict[str, object]) -> None:
     """Write a results file, its folders too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+    except OSError as error:
+        raise click.ClickException(f"--json {path}: {error.strerror or error}") from error
 
 
 @click.command("bench")
@@ -131,7 +150,7 @@ def write_json(path: Path, document: dict[str, object]) -> None:
 @click.option("--ignore-eos", is_flag=True, help="Always generate --output-len tokens.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--timeout", type=float, default=600.0, help="Seconds without a byte.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write results here.")
+@click.option("--json", "json_path", type=_FILE, help="Write results here.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def bench_command(
     base_url: str,
@@ -146,28 +165,25 @@ def bench_command(
     Prompts are random token ids, so their lengths are exact (--endpoint chat: random words).
     """
     target = Target(base_url=with_version(base_url), api_key=api_key, timeout=timeout)
-    workload = parse_workload(target, given)
+    facts = server_facts(target) if json_path is not None or not given["models"] else {}
+    workload = parse_workload(facts, given)
     outcomes = asyncio.run(load(target, workload, show_progress=not quiet))
     summary = summarize(outcomes)
     click.echo(table(summary))
     if json_path is not None:
-        write_json(json_path, results(target, workload, outcomes))
+        write_json(json_path, results(facts, workload, outcomes))
     if summary.num_failed:
         raise SystemExit(1)
 
 
-def parse_workload(target: Target, given: dict[str, Any]) -> Workload:
-    """The options as a workload; the server is asked for a model if none was named."""
+def parse_workload(facts: Mapping[str, Any], given: dict[str, Any]) -> Workload:
+    """The options as a workload, of the first model that the server listed if none was named."""
     if given["rate"] is not None and given["concurrency"] is not None:
         raise click.UsageError("--rate and --concurrency exclude each other")
     given["concurrency"] = given["concurrency"] or 8
-    given["models"] = given["models"] or first_model(target)
+    if given["num_prefixes"] > 1 and not given["prefix_len"]:
+        raise click.UsageError("--num-prefixes needs --prefix-len")
+    given["models"] = given["models"] or tuple(facts["models"][:1])
+    if not given["models"]:
+        raise click.ClickException("the server lists no model; name one with --model")
     return Workload(**given)
-
-
-def first_model(target: Target) -> tuple[str, ...]:
-    """The first model that the server lists; a click error says why there is none."""
-    try:
-        return tuple(server_facts(target)["models"][:1])
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise click.ClickException(f"{target.base_url}/models: {error}") from error

@@ -72,7 +72,7 @@ class ChatWriter:
             self._opened.add(index)
             opening = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
             events = self._event([opening], usage, opening=len(self._opened) == 1)
-        if shows(self.answer, item):
+        if shows(item):
             finish = delta.finish_reason
             events += self._event(
                 [

@@ -89,7 +89,7 @@ class CompletionWriter:
         index, delta = item.choice.index, item.delta
         opening = index not in self._opened
         echo = self._echoes[item.choice.prompt_index] if opening else ""
-        if not (echo or shows(self.answer, item)):
+        if not (echo or shows(item)):
             return b""
         self._opened.add(index)
         choice = CompletionChoice(

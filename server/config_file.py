@@ -51,4 +51,6 @@ def _as_value(where: str, parameter: click.Parameter, value: object) -> object:
         raise click.UsageError(f"{where}: must be a string, or a list of strings")
     if isinstance(value, dict | list):
         raise click.UsageError(f"{where}: must be a single value")
+    if isinstance(value, int | float) and not getattr(parameter, "is_flag", False):
+        return str(value)  # click would make a whole number of 1.5, and of true
     return value

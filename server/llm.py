@@ -13,11 +13,11 @@ from tqdm import tqdm
 from ..engine.config import EngineConfig
 from ..engine.errors import RequestError
 from ..engine.types import SamplingParams
-from .adapters import ServedModel, open_catalog
+from .adapters import ServedModel, find_adapter, open_catalog
 from .batch_run import BatchRun, Job, RequestOutput
-from .config import AdapterSpec
 from .generation import expand_choices
 from .hub import find_directory
+from .offline_params import check_params
 from .prompt import split_prompts
 from .sampling import fit_max_tokens, read_defaults, with_seed
 from .tokenizer import Message, Tokenizer, read_chat_template
@@ -52,10 +52,7 @@ class LLM:
         from ..engine.build import build_engine
 
         directory = find_directory(os.fspath(model))
-        specs = [
-            AdapterSpec(name, find_directory(os.fspath(path)))
-            for name, path in (lora or {}).items()
-        ]
+        specs = [find_adapter(name, os.fspath(path)) for name, path in (lora or {}).items()]
         self._catalog = open_catalog(directory, [os.fspath(model)], specs)
         template = None if chat_template is None else read_chat_template(chat_template)
         self._tokenizer = Tokenizer.from_directory(directory, template)
@@ -127,8 +124,9 @@ class LLM:
         return [job.output() for job in jobs]
 
     def _job(self, prompt: _Prompt, params: SamplingParams | None, model: ServedModel) -> Job:
+        checked = check_params(params or self._defaults, self._engine.info.vocab_size)
         fitted = fit_max_tokens(
-            with_seed(params or self._defaults),
+            with_seed(checked),
             len(prompt.token_ids),
             self._engine.info.max_model_len,
         )

@@ -192,4 +192,5 @@ def check_token_id(field: str, token_id: int, vocab_size: int) -> None:
 
 def _at_most(field: str, value: int, limit: int, unit: str = "") -> None:
     if value > limit:
-        raise bad_field(field, f"is {value}, the most is {limit} {unit}".rstrip())
+        has = f"has {value} {unit}" if unit else f"is {value}"
+        raise bad_field(field, f"{has}, the most is {limit}")

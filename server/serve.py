@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from ..engine.errors import EngineStartError
 from ..lora.errors import BranchlineError
-from .adapters import Catalog, open_catalog
-from .config import AdapterSpec, ServeConfig
+from .adapters import Catalog, find_adapter, open_catalog
+from .config import ServeConfig
 from .hub import find_directory
 
 EXIT_OK, EXIT_FAILED = 0, 1
@@ -60,7 +60,7 @@ async def _serve(config: ServeConfig) -> int:
 def _open(config: ServeConfig) -> tuple[ServeConfig, Catalog]:
     """Find every directory and read every adapter's config."""
     directory = find_directory(config.engine.model)
-    adapters = [AdapterSpec(spec.name, find_directory(spec.path)) for spec in config.adapters]
+    adapters = [find_adapter(spec.name, spec.path) for spec in config.adapters]
     names = config.served_model_names or (config.engine.model,)
     catalog = open_catalog(directory, names, adapters)
     engine = replace(config.engine, model=directory, adapters=catalog.sources)
@@ -124,7 +124,11 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
 
 @contextmanager
 def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set; a second signal has its ordinary effect."""
+    """An event that SIGTERM and SIGINT set; a second signal ends the process where it stands.
+
+    Not by KeyboardInterrupt, which asyncio turns into the cancellation of all tasks, those
+    too that the way out waits for. The engine leaves by itself once this process is gone.
+    """
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
 
@@ -132,6 +136,7 @@ def _stop_signals() -> Iterator[asyncio.Event]:
         stop.set()
         for number in signals:
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
 
     for number in signals:
         loop.add_signal_handler(number, on_signal)

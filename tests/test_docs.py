@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from branchline.cli import cli
@@ -32,6 +33,24 @@ def test_the_readme_lists_every_flag_and_no_other() -> None:
     flags = {option for option in options if option.startswith("--")}
     section = (ROOT / "README.md").read_text().split("## Flags of")[1].split("\n## ")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", section)) == flags
+
+
+def test_the_readme_has_the_flags_defaults() -> None:
+    section = (ROOT / "README.md").read_text().split("## Flags of")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`--.*?) \| (.*?) \|", section, re.MULTILINE)
+    listed = {
+        flag: default
+        for flags, defaults in rows
+        for flag, default in zip(
+            re.findall(r"--[a-z-]+", flags), defaults.split(", "), strict=False
+        )
+    }
+    options = [p for p in cli.commands["serve"].params if isinstance(p, click.Option)]
+    defaults = {o.opts[0]: o.default for o in options if isinstance(o.default, str | int | float)}
+    for flag, default in defaults.items():
+        said = "off" if default is False else f"{default:g}" if default != str(default) else default
+        assert listed.get(flag, said) == said, flag
+    assert len(listed) > 20
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

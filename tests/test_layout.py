@@ -28,8 +28,7 @@ FLOORS = {
 }
 TORCH_FREE = (
     *("engine.types", "engine.config", "engine.errors", "engine.blocks", "engine.scheduler"),
-    *("engine.plan",
-    "engine.policy", "engine.request", "engine.client", "engine.messages"),
+    *("engine.plan", "engine.policy", "engine.request", "engine.client", "engine.messages"),
     *("engine.models.config", "lora.adapter", "lora.slots", "lora.errors", "lora.shapes"),
 )
 MAX_FILE_LINES = 350

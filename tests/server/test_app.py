@@ -148,6 +148,19 @@ async def test_a_stream_is_events(harness: Harness) -> None:
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
 
 
+async def test_tokens_without_text_are_events(harness: Harness) -> None:
+    """As in vLLM: a reader sees that the answer goes on, and proxies see bytes."""
+    harness.engine.script = lambda request: [256, 256, *"é".encode(), 258]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = events(await harness.complete(stream=True, stream_options=options))[:-1]
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["", "", "", "é", ""]
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 3, 4, 5]
+    chats = events(await harness.chat(stream=True))
+    assert [chunk["choices"][0]["delta"]["content"] for chunk in chats[1:]] == [
+        *["", "", "", "é", ""]
+    ]
+
+
 async def test_a_stream_without_options_carries_no_usage(harness: Harness) -> None:
     assert all("usage" not in chunk for chunk in events(await harness.chat(stream=True)))
 

@@ -215,6 +215,28 @@ def test_nobody_there_is_one_line() -> None:
     assert len(output.strip().splitlines()) == 1
 
 
+def test_a_server_without_models_is_one_line(mock: Mock) -> None:
+    status, output = invoke("--base-url", f"{mock.url}/elsewhere")
+    assert status == 1
+    assert output.startswith(f"Error: {mock.url}/elsewhere/v1/models")
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_a_results_file_that_cannot_be_is_refused_before_the_load(
+    mock: Mock, tmp_path: Path
+) -> None:
+    status, output = invoke("--base-url", mock.url, "--json", str(tmp_path))
+    assert status == 2
+    assert "directory" in output
+    assert not mock.bodies
+
+
+def test_several_prefixes_need_a_length() -> None:
+    status, output = invoke("--num-prefixes", "2", "--model", "base")
+    assert status == 2
+    assert "--num-prefixes needs --prefix-len" in output
+
+
 def test_rate_and_concurrency_exclude_each_other() -> None:
     status, output = invoke("--rate", "2", "--concurrency", "2", "--model", "base")
     assert status == 2

@@ -215,3 +215,12 @@ def test_defaults_of_a_model(
     defaults = read_defaults(str(tmp_path))
     assert (defaults.temperature, defaults.top_k) == (temperature, top_k)
     assert defaults.max_tokens == max_tokens
+
+
+@pytest.mark.parametrize("line", ["max-num-seqs: 1.5", "port: true"])
+def test_a_config_files_numbers_are_not_bent(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(line)
+    result = CliRunner().invoke(cli.cli, ["serve", "model", "--config", str(path)])
+    assert result.exit_code == 2
+    assert "is not a valid integer" in result.output

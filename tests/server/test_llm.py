@@ -67,6 +67,45 @@ def test_parameters_one_for_all_or_one_each(llm: LLM) -> None:
     assert llm.generate("a" * 500, use_tqdm=False)[0].outputs[0].token_ids
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_p", 2.0),
+        ("top_k", -2),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("presence_penalty", float("inf")),
+        ("logit_bias", {10**6: 1.0}),
+        ("logit_bias", {5: float("nan")}),
+        ("stop", ("",)),
+        ("stop_token_ids", (-1,)),
+        ("max_tokens", 0),
+        ("min_tokens", -1),
+        ("logprobs", -1),
+        ("seed", 2**64),
+        ("n", 0),
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_name(llm: LLM, field: str, value: Any) -> None:
+    params = SamplingParams(**{field: value})
+    with pytest.raises(BranchlineError, match=f"^{field}: "):
+        llm.generate("abc", params, use_tqdm=False)
+
+
+def test_one_stop_string_is_one(llm: LLM) -> None:
+    """Not its characters: an "A" alone ends nothing."""
+    params: Any = {"logit_bias": {65: 100.0}, "max_tokens": 5, "ignore_eos": True}
+    assert texts(llm, "abc", SamplingParams(stop="Ax", **params)) == ["AAAAA"]
+
+
+def test_an_adapter_that_is_not_there_is_named(llm: LLM) -> None:
+    with pytest.raises(BranchlineError, match="adapter gone: there is no directory /no/such"):
+        LLM(llm._catalog.base.root, {"gone": "/no/such"})
+
+
 def test_choices(llm: LLM) -> None:
     params = SamplingParams(n=3, seed=1, max_tokens=8, ignore_eos=True)
     [first] = llm.generate("abc", params, use_tqdm=False)

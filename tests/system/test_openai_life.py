@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import openai
+import psutil
 import pytest
 from server_process import ServerProcess, serve, wait_for
 
@@ -82,6 +83,22 @@ def test_restart_then_drain(models: Models) -> None:
             answer = client.completions.create(model="base", prompt="abc", max_tokens=2)
             assert answer.choices[0].finish_reason in ("length", "stop")
         drain(server)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_it_at_once(models: Models, number: signal.Signals) -> None:
+    with serve(models.model, *SERVE_FLAGS) as server:
+        engine = psutil.Process(server.engine_pid)
+        streaming = Background(server, stream=True, **ENDLESS)
+        wait_for(lambda: len(streaming.chunks) > 2, 10)
+        server.process.send_signal(number)
+        wait_for(lambda: server.status("/ready") == 503, 5)
+        server.process.send_signal(number)
+        assert server.wait() == -number
+        streaming.join()
+        assert isinstance(streaming.error, Exception)
+        engine.wait(10)
+        assert "Traceback" not in server.output()
 
 
 def drain(server: ServerProcess) -> None:
