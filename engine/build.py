@@ -11,6 +11,7 @@ import torch
 from ..kernels import ops
 from ..lora.adapter import AdapterConfig
 from ..lora.bank import AdapterBank
+from ..lora.errors import AdapterError
 from ..lora.loader import load_adapter
 from ..lora.shapes import ModuleShapes
 from ..lora.slots import AdapterSlots
@@ -123,8 +124,7 @@ def _load_adapters(
     loaded: list[AdapterWeights] = []
     for source in versions.values():
         on_progress(f"loading adapter {source.path}")
-        config = AdapterConfig.from_directory(Path(source.path))
-        loaded.append(load_adapter(Path(source.path), config, shapes))
+        loaded.append(_load_adapter(Path(source.path), shapes))
     num_pages = Counter[str]()
     for weights in loaded:
         num_pages.update(weights.num_pages)
@@ -134,6 +134,13 @@ def _load_adapters(
     for digest, weights in zip(versions, loaded, strict=True):
         bank.load(slots.add(digest), weights)
     return bank, slots
+
+
+def _load_adapter(path: Path, shapes: ModuleShapes) -> AdapterWeights:
+    try:
+        return load_adapter(path, AdapterConfig.from_directory(path), shapes)
+    except AdapterError as error:
+        raise AdapterError(f"adapter {path}", str(error)) from error
 
 
 def module_shapes(model: ModelConfig) -> ModuleShapes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import sys
 import tempfile
@@ -157,9 +156,16 @@ class EngineClient:
 
     async def _watch(self) -> None:
         """Wait for the process to end, then end every request that it held."""
-        status = await self._process.wait()
+        await self._process.wait()
+        self._mark_dead()
+
+    def _mark_dead(self) -> None:
+        """Say so once, to everyone who waits for the engine."""
+        if self.dead.is_set():
+            return
+        stopped, status = self._stopping, self._process.returncode
         self.exit_reason = (
-            "the engine was stopped" if self._stopping else f"the engine exited with {status}"
+            "the engine was stopped" if stopped else f"the engine exited with {status}"
         )
         self.dead.set()
         for queue in self._queues.values():
@@ -175,10 +181,8 @@ class EngineClient:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
+        self._mark_dead()
         for task in self._tasks:
-            if not self.dead.is_set():
-                await self.dead.wait()
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._socket.close()

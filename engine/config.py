@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -50,6 +50,8 @@ class EngineConfig:
         _require(
             "max_model_len", self.max_model_len is None or self.max_model_len >= 2, "at least 2"
         )
+        _require("dtype", self.dtype in get_args(Dtype), f"one of {', '.join(get_args(Dtype))}")
+        _require("device", self.device in get_args(Device), f"one of {', '.join(get_args(Device))}")
         _require("num_threads", self.num_threads is None or self.num_threads >= 1, "at least 1")
 
 

@@ -11,6 +11,7 @@ from .config import EngineConfig
 from .errors import EngineStartError
 
 GIB = 1024**3
+MIB = 1024**2
 CPU_SHARE = 0.25
 """Of the machine's memory, what a CPU engine takes for KV unless told."""
 
@@ -31,13 +32,30 @@ def kv_budget(config: EngineConfig, device: torch.device, wanted: int) -> int:
     allocator's peak is what a step takes beside the pool.
     """
     if config.kv_cache_gb is not None:
-        return int(config.kv_cache_gb * GIB)
+        return _stated_budget(config.kv_cache_gb, device)
     if device.type == "cpu":
         return min(wanted, int(machine_memory() * CPU_SHARE))
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
     peak = torch.cuda.max_memory_allocated(device)
     return int(total * config.gpu_memory_utilization) - others - peak
+
+
+def _stated_budget(kv_cache_gb: float, device: torch.device) -> int:
+    """What was asked for, if the memory is there: a CPU would only find out under load."""
+    budget = int(kv_cache_gb * GIB)
+    on_cpu = device.type == "cpu"
+    available = machine_memory() if on_cpu else torch.cuda.mem_get_info(device)[0]
+    if budget > available:
+        raise EngineStartError(
+            f"kv_cache_gb: {kv_cache_gb:g} is more than the {_size(available)} there is"
+        )
+    return budget
+
+
+def _size(num_bytes: int) -> str:
+    unit, name = (GIB, "GiB") if num_bytes >= GIB else (MIB, "MiB")
+    return f"{num_bytes / unit:.3g} {name}"
 
 
 def num_blocks_for(budget: int, block_bytes: int, block_size: int, max_model_len: int) -> int:
@@ -50,8 +68,8 @@ def num_blocks_for(budget: int, block_bytes: int, block_size: int, max_model_len
     if num_blocks < needed:
         fits = max(0, (num_blocks - 1) * block_size)
         raise EngineStartError(
-            f"the KV cache of {budget / GIB:.2f} GiB holds {fits} tokens, fewer than "
-            f"max_model_len {max_model_len}, which needs {needed * block_bytes / GIB:.2f} GiB: "
+            f"the KV cache of {_size(budget)} holds {fits} tokens, fewer than "
+            f"max_model_len {max_model_len}, which needs {_size(needed * block_bytes)}: "
             f"raise kv_cache_gb (or gpu_memory_utilization) or lower max_model_len"
         )
     return num_blocks

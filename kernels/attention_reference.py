@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .metadata import AttentionMetadata
+from .metadata import AttentionMetadata, DecodeGroup
+
+CHUNK_QUERIES = 256
+"""Queries of a prompt chunk that meet the keys at once where scores or a mask are laid out."""
 
 
 def paged_attention(
@@ -25,19 +28,24 @@ def paged_attention(
     ``soft_cap`` c turns scores s into c * tanh(s / c) (Gemma 2). Returns [T, Hq, D].
     """
     out = torch.empty_like(q)
-    num_decodes = attention.num_decodes
-    if num_decodes:
-        out[:num_decodes] = _decode(
-            q[:num_decodes], k_cache, v_cache, attention, scale, sliding_window, soft_cap
+    decodes = q[: attention.num_decodes]
+    for group in attention.decode_groups:
+        picked = decodes if group.rows is None else decodes.index_select(0, group.rows)
+        attended = _decode(
+            picked, k_cache, v_cache, attention, group, scale, sliding_window, soft_cap
         )
-    start = num_decodes
-    for index in range(num_decodes, len(attention.query_lens)):
+        if group.rows is None:
+            out[: attention.num_decodes] = attended
+        else:
+            out.index_copy_(0, group.rows, attended)
+    start = attention.num_decodes
+    for index in range(attention.num_decodes, len(attention.query_lens)):
         end = start + attention.query_lens[index]
         length = attention.seq_lens_host[index]
         table = attention.block_tables[index]
         keys = _gather(k_cache, table, length)
         values = _gather(v_cache, table, length)
-        out[start:end] = _chunk(q[start:end], keys, values, scale, sliding_window, soft_cap)
+        _chunk(q[start:end], keys, values, out[start:end], scale, sliding_window, soft_cap)
         start = end
     return out
 
@@ -53,6 +61,7 @@ def _decode(
     k_cache: Tensor,
     v_cache: Tensor,
     attention: AttentionMetadata,
+    group: DecodeGroup,
     scale: float,
     sliding_window: int | None,
     soft_cap: float | None,
@@ -60,63 +69,75 @@ def _decode(
     """One query a request; a KV head's query heads are its rows, so K is read once."""
     rows, num_heads, head_dim = q.shape
     num_kv_heads = k_cache.shape[2]
-    longest = max(attention.seq_lens_host[:rows])
-    width = -(-longest // k_cache.shape[1])
-    tables = attention.block_tables[:rows, :width].flatten()
-    shape = (rows, width * k_cache.shape[1], num_kv_heads, head_dim)
+    tables = _rows_of(attention.block_tables, group, rows)[:, : group.num_blocks].flatten()
+    shape = (rows, group.num_blocks * k_cache.shape[1], num_kv_heads, head_dim)
     keys = k_cache.index_select(0, tables).view(shape).transpose(1, 2)
     values = v_cache.index_select(0, tables).view(shape).transpose(1, 2)
-    mask = _decode_mask(attention, rows, shape[1], sliding_window, q.dtype)
+    mask = group.masks.get(sliding_window)
+    if mask is None:
+        seq_lens = _rows_of(attention.seq_lens, group, rows)
+        mask = _decode_mask(seq_lens, shape[1], sliding_window, q.dtype)
+        group.masks[sliding_window] = mask
     grouped = q.view(rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
     return _attend(grouped, keys, values, mask, scale, soft_cap).reshape(q.shape)
 
 
-def _decode_mask(
-    attention: AttentionMetadata, rows: int, width: int, window: int | None, dtype: torch.dtype
-) -> Tensor:
-    mask = attention.decode_masks.get(window)
-    if mask is None:
-        position = torch.arange(width, device=attention.seq_lens.device)
-        length = attention.seq_lens[:rows, None]
-        hidden = position >= length
-        if window is not None:
-            hidden |= position < length - window
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-        mask = mask.masked_fill_(hidden, float("-inf"))[:, None, None, :]
-        attention.decode_masks[window] = mask
-    return mask
+def _rows_of(tensor: Tensor, group: DecodeGroup, num_rows: int) -> Tensor:
+    return tensor[:num_rows] if group.rows is None else tensor.index_select(0, group.rows)
+
+
+def _decode_mask(seq_lens: Tensor, width: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """[rows, 1, 1, width]: 0 where a row's query sees, -inf elsewhere."""
+    position = torch.arange(width, device=seq_lens.device)
+    length = seq_lens[:, None]
+    hidden = position >= length
+    if window is not None:
+        hidden |= position < length - window
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, float("-inf"))[:, None, None, :]
 
 
 def _chunk(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
+    out: Tensor,
     scale: float,
     sliding_window: int | None,
     soft_cap: float | None,
-) -> Tensor:
+) -> None:
     """A prompt chunk [Tq, Hq, D] over its request's keys [L, Hkv, D], the last Tq its own."""
     num_queries, num_keys = q.shape[0], keys.shape[0]
-    whole = num_queries == num_keys
     windowed = sliding_window is not None and num_keys > sliding_window
     q4, k4, v4 = (x.transpose(0, 1).unsqueeze(0) for x in (q, keys, values))
-    if whole and not windowed and soft_cap is None:
+    if num_queries == num_keys and not windowed and soft_cap is None:
         attended = scaled_dot_product_attention(
             q4, k4, v4, is_causal=True, scale=scale, enable_gqa=q4.shape[1] != k4.shape[1]
         )
-        return attended[0].transpose(0, 1)
-    position = torch.arange(num_keys, device=q.device)
+        out.copy_(attended[0].transpose(0, 1))
+        return
+    repeats = q4.shape[1] // k4.shape[1]
+    if repeats > 1:
+        k4, v4 = k4.repeat_interleave(repeats, 1), v4.repeat_interleave(repeats, 1)
+    # Piece by piece, so that scores and masks stay small and no piece meets keys behind it.
+    for first in range(0, num_queries, CHUNK_QUERIES):
+        last = min(first + CHUNK_QUERIES, num_queries)
+        stop = num_keys - num_queries + last
+        start = 0 if sliding_window is None else max(0, stop - (last - first) - sliding_window + 1)
+        mask = _chunk_mask(last - first, stop - start, sliding_window, q)
+        pieces = q4[:, :, first:last], k4[:, :, start:stop], v4[:, :, start:stop]
+        out[first:last] = _attend(*pieces, mask, scale, soft_cap)[0].transpose(0, 1)
+
+
+def _chunk_mask(num_queries: int, num_keys: int, window: int | None, like: Tensor) -> Tensor:
+    """[Tq, L]: the queries are the last of the keys' positions."""
+    position = torch.arange(num_keys, device=like.device)
     query_position = position[num_keys - num_queries :, None]
     hidden = position > query_position
-    if windowed:
-        assert sliding_window is not None
-        hidden |= position <= query_position - sliding_window
-    mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device)
-    mask.masked_fill_(hidden, float("-inf"))
-    if k4.shape[1] != q4.shape[1]:
-        repeats = q4.shape[1] // k4.shape[1]
-        k4, v4 = k4.repeat_interleave(repeats, 1), v4.repeat_interleave(repeats, 1)
-    return _attend(q4, k4, v4, mask, scale, soft_cap)[0].transpose(0, 1)
+    if window is not None:
+        hidden |= position <= query_position - window
+    mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(hidden, float("-inf"))
 
 
 def _attend(

@@ -8,6 +8,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+MAX_PADDED_BLOCKS = 1024
+"""Up to so many block table entries, decodes of any lengths are padded to the longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeGroup:
+    """Decodes that are padded to one length: ``num_blocks`` blocks each.
+
+    ``rows`` [n] int64 are their places among the decodes, None if these are all of them.
+    ``masks`` is a memo of their additive masks by sliding window; layers share it.
+    """
+
+    rows: Tensor | None
+    num_blocks: int
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
@@ -24,8 +40,7 @@ class AttentionMetadata:
     query_lens: tuple[int, ...]
     seq_lens_host: tuple[int, ...]
     num_decodes: int
-    decode_masks: dict[int | None, Tensor] = field(default_factory=dict)
-    """Memo of the decode rows' additive masks by sliding window; layers share them."""
+    decode_groups: tuple[DecodeGroup, ...]
 
 
 def build_attention_metadata(
@@ -50,4 +65,24 @@ def build_attention_metadata(
         query_lens=tuple(query_lens),
         seq_lens_host=tuple(seq_lens),
         num_decodes=num_decodes,
+        decode_groups=_group_decodes([len(table) for table in block_tables[:num_decodes]], device),
+    )
+
+
+def _group_decodes(num_blocks: list[int], device: torch.device | str) -> tuple[DecodeGroup, ...]:
+    """One group, unless one long request would make many short ones as long as itself.
+
+    Then lengths within a power of two go together, so that padding at most doubles the work.
+    """
+    if not num_blocks:
+        return ()
+    padded = max(num_blocks) * len(num_blocks)
+    if padded <= max(MAX_PADDED_BLOCKS, 2 * sum(num_blocks)):
+        return (DecodeGroup(None, max(num_blocks)),)
+    rows_of: dict[int, list[int]] = {}
+    for row, count in enumerate(num_blocks):
+        rows_of.setdefault((count - 1).bit_length(), []).append(row)
+    return tuple(
+        DecodeGroup(torch.tensor(rows).to(device), max(num_blocks[row] for row in rows))
+        for rows in rows_of.values()
     )

@@ -149,3 +149,12 @@ async def test_the_engine_leaves_when_its_parent_is_gone(model):
     parent.kill()
     await parent.wait()
     await until(lambda: not Path(f"/proc/{engine_pid}").exists())
+
+
+async def test_a_cancelled_watcher_does_not_keep_stop_waiting(model):
+    client = await EngineClient.start(config(model))
+    for task in client._tasks:
+        task.cancel()
+    async with asyncio.timeout(15):
+        await client.stop()
+    assert client.dead.is_set()

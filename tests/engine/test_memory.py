@@ -19,6 +19,11 @@ def test_a_stated_size_is_taken_as_it_is():
     assert kv_budget(config, CPU, wanted=1) == GIB // 2
 
 
+def test_more_than_the_machine_has_is_refused_at_the_start():
+    with pytest.raises(EngineStartError, match=r"kv_cache_gb: 1e\+06 is more than the .* GiB"):
+        kv_budget(EngineConfig(model="m", kv_cache_gb=1e6), CPU, wanted=1)
+
+
 def test_a_cpu_takes_what_is_wanted_up_to_its_share():
     config = EngineConfig(model="m")
     assert kv_budget(config, CPU, wanted=1000) == 1000
@@ -55,6 +60,8 @@ def test_too_small_a_pool_names_both_sides_and_what_to_change():
         ("kv_cache_gb", -1.0),
         ("max_model_len", 1),
         ("num_threads", 0),
+        ("dtype", "int8"),
+        ("device", "tpu"),
     ],
 )
 def test_a_bad_value_names_its_field(field, value):

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from branchline.kernels import ops
+from branchline.kernels import metadata, ops
 
 BLOCK_SIZE = 4
 HEAD_DIM = 16
@@ -72,6 +72,28 @@ def test_equals_dense_attention(heads, window, cap, query_lens, seq_lens):
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_short_decodes_are_not_padded_to_a_long_one(window, cap, monkeypatch):
+    monkeypatch.setattr(metadata, "MAX_PADDED_BLOCKS", 8)
+    seq_lens = [3, 300, 17, 18, 1]
+    requests, k_cache, v_cache, attention = paged_case([1] * 5, seq_lens, 4, 2)
+    assert sorted(group.num_blocks for group in attention.decode_groups) == [1, 5, 75]
+    q = torch.cat([q for q, _, _ in requests])
+    out = ops.paged_attention(q, k_cache, v_cache, attention, 0.3, window, cap)
+    expected = torch.cat([dense(q, k, v, 0.3, window, cap) for q, k, v in requests])
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "cap"), [(None, 1.5), (7, None), (300, 1.5)])
+@pytest.mark.parametrize("num_cached", [0, 45])
+def test_long_chunks_are_computed_in_pieces(window, cap, num_cached):
+    requests, k_cache, v_cache, attention = paged_case([600], [600 + num_cached], 4, 2)
+    [(q, k, v)] = requests
+    out = ops.paged_attention(q, k_cache, v_cache, attention, 0.3, window, cap)
+    torch.testing.assert_close(out.double(), dense(q, k, v, 0.3, window, cap), rtol=1e-4, atol=1e-4)
+
+
 def test_layers_with_different_windows_share_one_step():
     requests, k_cache, v_cache, attention = paged_case([1, 1], [9, 14], 2, 2)
     q = torch.cat([q for q, _, _ in requests])
@@ -91,7 +113,7 @@ def test_bfloat16_stays_near_float64():
 
 
 def test_only_leading_single_tokens_count_as_decodes():
-    metadata = ops.build_attention_metadata([[1], [2], [3]], [1, 3, 1], [1, 3, 2])
-    assert metadata.num_decodes == 1
-    assert metadata.cu_seqlens_q.tolist() == [0, 1, 4, 5]
-    assert metadata.block_tables.tolist() == [[1], [2], [3]]
+    built = ops.build_attention_metadata([[1], [2], [3]], [1, 3, 1], [1, 3, 2])
+    assert built.num_decodes == 1
+    assert built.cu_seqlens_q.tolist() == [0, 1, 4, 5]
+    assert built.block_tables.tolist() == [[1], [2], [3]]
