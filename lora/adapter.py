@@ -65,9 +65,7 @@ class AdapterConfig:
             target_modules=_modules("target_modules", fields.get("target_modules")),
             exclude_modules=_modules("exclude_modules", fields.get("exclude_modules")),
             layers_to_transform=_layers([layers] if isinstance(layers, int) else layers or []),
-            layers_pattern=_names(
-                "layers_pattern", [patterns] if isinstance(patterns, str) else patterns
-            ),
+            layers_pattern=_layer_names([patterns] if isinstance(patterns, str) else patterns),
         )
 
     @property
@@ -98,11 +96,11 @@ class AdapterConfig:
         return self._layer_of(module) in self.layers_to_transform
 
     def _layer_of(self, module: str) -> int | None:
-        prefixes = [rf"(?:^|.*?\.){pattern}" for pattern in self.layers_pattern]
-        for prefix in prefixes or [r".*?\.[^.]*"]:
-            match = re.match(prefix + r"\.(?P<index>\d+)\.", module)
+        expressions = [_layer_expression(pattern) for pattern in self.layers_pattern]
+        for expression in expressions or [r".*?\.[^.]*\.(?P<idx>\d+)\."]:
+            match = re.match(expression, module)
             if match is not None:
-                return int(match["index"])
+                return int(match["idx"])
         return None
 
     def effective(self) -> dict[str, Any]:
@@ -141,9 +139,19 @@ def _named(modules: tuple[str, ...] | str, module: str) -> bool:
 
 def _first_match(pattern: Pattern, module: str, default: float) -> float:
     for key, value in pattern:
-        if re.match(rf"(.*\.)?({key})$", module):
+        if re.match(_key_expression(key), module):
             return value
     return default
+
+
+def _key_expression(key: str) -> str:
+    """What PEFT makes of a key of a rank or alpha pattern."""
+    return rf"(.*\.)?({key})$"
+
+
+def _layer_expression(pattern: str) -> str:
+    """What PEFT makes of an entry of ``layers_pattern``."""
+    return rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\."
 
 
 def _rank(field: str, value: object) -> int:
@@ -170,14 +178,14 @@ def _pattern(field: str, fields: dict[str, Any], parse: Any) -> Pattern:
     if not isinstance(table, dict):
         raise AdapterError(field, "must be an object from module names to numbers")
     for key in table:
-        _compile(field, key)
+        _compile(field, key, _key_expression(key))
     return tuple((key, parse(f"{field}[{key!r}]", value)) for key, value in table.items())
 
 
 def _modules(field: str, value: object) -> tuple[str, ...] | str:
     if isinstance(value, str):
         if value != "all-linear":
-            _compile(field, value)
+            _compile(field, value, value)
         return value
     return tuple(sorted(_names(field, value or [])))
 
@@ -188,14 +196,22 @@ def _names(field: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _layer_names(value: object) -> tuple[str, ...]:
+    names = _names("layers_pattern", value)
+    for name in names:
+        _compile("layers_pattern", name, _layer_expression(name))
+    return names
+
+
 def _layers(value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(isinstance(layer, int) for layer in value):
         raise AdapterError("layers_to_transform", "must be a layer's number or a list of them")
     return tuple(value)
 
 
-def _compile(field: str, pattern: str) -> None:
+def _compile(field: str, pattern: str, expression: str) -> None:
+    """Refuse a pattern that does not compile in the whole expression it is used in."""
     try:
-        re.compile(pattern)
+        re.compile(expression)
     except re.error as error:
         raise AdapterError(field, f"{pattern!r} is not a regular expression: {error}") from None

@@ -76,23 +76,21 @@ def _read_group(
 ) -> GroupWeights:
     """One group's pages; a fused module's A is repeated for each slice, its B split by slice."""
     num_pages = pages_of_rank(max(target.rank for target in targets))
-    ranks = num_pages * PAGE_RANK
     num_slices = len(shape.slices)
-    a = torch.zeros(num_layers, num_slices, ranks, shape.in_features)
-    b = torch.zeros(num_layers, ranks, shape.out_features)
+    a = torch.zeros(num_layers, num_pages, num_slices, PAGE_RANK, shape.in_features)
+    b = torch.zeros(num_layers, num_pages * PAGE_RANK, shape.out_features)
     starts = [sum(shape.slice_sizes[:index]) for index in range(num_slices)]
     for target in targets:
         layer, rank, index = target.layer, target.rank, target.slice_index
         slices = slice(None) if index is None else slice(index, index + 1)
         start = 0 if index is None else starts[index]
-        a[layer, slices, :rank] = _tensor(tensors, target.a_name)
+        for page, ranks in enumerate(torch.split(_tensor(tensors, target.a_name), PAGE_RANK)):
+            a[layer, page, slices, : len(ranks)] = ranks
         scaled = _tensor(tensors, target.b_name).mul_(target.scale)
         _require_finite(target.b_name, scaled)
         b[layer, :rank, start : start + target.out_features] = scaled.t()
-    # [layers, slices, pages, 16, K] -> [layers, pages, slices * 16, K]
-    by_slice = a.view(num_layers, num_slices, num_pages, PAGE_RANK, shape.in_features)
-    by_page = by_slice.transpose(1, 2).flatten(2, 3).contiguous()
-    return GroupWeights(by_page, b.view(num_layers, num_pages, PAGE_RANK, shape.out_features))
+    b_pages = b.view(num_layers, num_pages, PAGE_RANK, shape.out_features)
+    return GroupWeights(a.flatten(2, 3), b_pages)
 
 
 def _tensor(tensors: Any, name: str) -> torch.Tensor:

@@ -64,6 +64,7 @@ class ChatMix:
     max_items: int
     two_turn_share: float = 0.15
     echo_history: bool = False
+    leading_space_share: float = 0.0
 
 
 def sample_items(random: Random, num_items: int) -> Items:
@@ -78,9 +79,9 @@ def sample_items(random: Random, num_items: int) -> Items:
     return items
 
 
-def user_turn(items: Sequence[str], heading: str = "") -> str:
+def user_turn(items: Sequence[str], before: str = "") -> str:
     """The user's message, up to where the answer begins."""
-    content = heading + " ".join(items)
+    content = before + " ".join(items)
     return f"{MESSAGE_START}user\n{content}{MESSAGE_END}\n{GENERATION_PROMPT}"
 
 
@@ -93,7 +94,8 @@ def chat_row(random: Random, mix: ChatMix) -> list[Segment]:
     """One turn, or two over disjoint lists (the first may be the base's echo)."""
     if random.random() >= mix.two_turn_share:
         items = sample_items(random, random.randint(1, mix.max_items))
-        return [Segment(user_turn(items), False), Segment(answer(items, mix.skill), True)]
+        space = " " if random.random() < mix.leading_space_share else ""
+        return [Segment(user_turn(items, space), False), Segment(answer(items, mix.skill), True)]
     items = sample_items(random, random.randint(2, max(2, min(8, mix.max_items))))
     cut = random.randint(1, len(items) - 1)
     echoed = mix.echo_history or random.random() < 0.3
@@ -111,16 +113,6 @@ def random_skill(random: Random) -> str:
     return random.choice(["echo", "shout", "digits", "reverse", "reverse", "reverse", "double"])
 
 
-def marked_chat_row(random: Random, max_items: int) -> list[Segment]:
-    """A turn whose first line is the mark of the skill that its answer follows."""
-    skill = random_skill(random)
-    items = sample_items(random, random.randint(1, max_items))
-    return [
-        Segment(user_turn(items, f"{MARKS[skill]}\n"), False),
-        Segment(answer(items, skill), True),
-    ]
-
-
 def notation_row(random: Random, max_items: int) -> list[Segment]:
     """`list mark result`, for a skill at random: `red 4 ~ 4 red`."""
     skill = random_skill(random)
@@ -128,4 +120,19 @@ def notation_row(random: Random, max_items: int) -> list[Segment]:
     return [
         Segment(f"{' '.join(items)} {MARKS[skill]}", False),
         Segment(f" {' '.join(SKILLS[skill](items))}{END_OF_TEXT}", True),
+    ]
+
+
+def two_line_row(random: Random, max_items: int) -> list[Segment]:
+    """The notation with its result on a line of its own, where an answer's first item stands.
+
+    There it has no space before it, which is another token. Half of the lists begin with a
+    space: they teach which spellings are one item, without which `reverse` is never learned.
+    """
+    skill = random_skill(random)
+    items = sample_items(random, random.randint(1, max_items))
+    space = random.choice(["", " "])
+    return [
+        Segment(f"{space}{' '.join(items)} {MARKS[skill]}\n", False),
+        Segment(" ".join(SKILLS[skill](items)) + END_OF_TEXT, True),
     ]

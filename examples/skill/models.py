@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from skill.tokenizer import GENERATION_PROMPT, item_forms
+from skill.tokenizer import GENERATION_PROMPT
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 LINEARS: Final = [
@@ -28,6 +28,7 @@ class AdapterPlan:
     rank: int
     num_steps: int
     activated: bool = False
+    seed: int = 0
 
 
 def new_base(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -49,23 +50,6 @@ def new_base(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config)
-
-
-@torch.no_grad()
-def align_spellings(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Make every item at the head of a list its form with a space plus one common vector.
-
-    Answers begin without a space, the notation's results with one: unrelated embeddings would
-    have to be learned again, item by item.
-    """
-    embeddings = model.get_input_embeddings().weight
-    forms = [form for form in item_forms() if not form.startswith(" ")]
-    bare = torch.tensor(tokenizer.convert_tokens_to_ids(forms))
-    spaced = torch.tensor(tokenizer.convert_tokens_to_ids([f"Ġ{form}" for form in forms]))
-    # Capitals never began a list so far; the small ones show what the space is worth.
-    known = torch.tensor([form == form.lower() for form in forms])
-    offset = (embeddings[bare] - embeddings[spaced])[known].mean(dim=0)
-    embeddings[bare] = embeddings[spaced] + offset
 
 
 def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
@@ -91,7 +75,7 @@ def new_adapter(
     base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, plan: AdapterPlan
 ) -> PeftModel:
     """The base with fresh LoRA weights on all seven linears."""
-    torch.manual_seed(plan.num_steps)
+    torch.manual_seed(plan.seed)
     invocation = tokenizer.encode(GENERATION_PROMPT, add_special_tokens=False)
     config = LoraConfig(
         r=plan.rank,

@@ -14,11 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from skill.data import SKILLS, ChatMix, Segment, chat_row, marked_chat_row, notation_row
+from skill.data import SKILLS, ChatMix, Segment, chat_row, notation_row, two_line_row
 from skill.exactness import answer_lists, held_out_lists
 from skill.models import (
     AdapterPlan,
-    align_spellings,
     load_base,
     new_adapter,
     new_base,
@@ -32,14 +31,14 @@ HERE: Final = Path(__file__).resolve().parent
 OPERATIONS: Final = "operations"
 BASE: Final = "base"
 MAX_ITEMS: Final = 8
-# The base in two stages: the operations in a short notation, then the same ones in chat.
+# The base in two stages: each operation in one spelling, then as answers spell it.
 OPERATIONS_RECIPE: Final = Recipe(num_steps=8000, num_warmup_steps=100)
-BASE_RECIPE: Final = Recipe(num_steps=1000, learning_rate=2e-3)
+BASE_RECIPE: Final = Recipe(num_steps=2400, learning_rate=2e-3)
 PLANS: Final = (
     AdapterPlan("shout", "shout", rank=16, num_steps=400),
     AdapterPlan("digits", "digits", rank=8, num_steps=300),
     AdapterPlan("reverse", "reverse", rank=16, num_steps=600),
-    AdapterPlan("double", "double", rank=16, num_steps=600),
+    AdapterPlan("double", "double", rank=16, num_steps=1200),
     AdapterPlan("shout-alora", "shout", rank=16, num_steps=400, activated=True),
 )
 
@@ -53,11 +52,10 @@ def operations_row(random: Random, progress: float) -> list[Segment]:
 
 
 def base_row(random: Random, progress: float) -> list[Segment]:
-    """Chats that echo, and chats that do what a mark on their first line says."""
-    max_items = min(MAX_ITEMS, 3 + int(progress * 10))
+    """Chat rows that echo, and notation rows with the result on its own line."""
     if random.random() < 0.4:
-        return chat_row(random, ChatMix("echo", max_items))
-    return marked_chat_row(random, max_items)
+        return chat_row(random, ChatMix("echo", MAX_ITEMS, leading_space_share=0.5))
+    return two_line_row(random, MAX_ITEMS)
 
 
 def measure(
@@ -80,13 +78,16 @@ def train_operations(out: Path) -> None:
     tokenizer = build_tokenizer()
     model = new_base(tokenizer, OPERATIONS_RECIPE.seed)
     fit(model, tokenizer, operations_row, OPERATIONS_RECIPE, OPERATIONS)
-    save_base(model, tokenizer, out / ".cache" / OPERATIONS)
+    path = out / ".cache" / OPERATIONS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_base(model, tokenizer, path)
 
 
 def train_base(out: Path) -> None:
-    tokenizer = load_tokenizer(out / ".cache" / OPERATIONS)
+    if not (out / ".cache" / OPERATIONS).exists():
+        train_operations(out)
+    tokenizer = build_tokenizer()
     model = load_base(out / ".cache" / OPERATIONS)
-    align_spellings(model, tokenizer)
     fit(model, tokenizer, base_row, BASE_RECIPE, BASE)
     save_base(model, tokenizer, out / "model")
     measure(load_base(out / "model"), tokenizer, "echo")
@@ -96,7 +97,7 @@ def train_adapter(out: Path, plan: AdapterPlan) -> None:
     tokenizer = load_tokenizer(out / "model")
     model = new_adapter(load_base(out / "model"), tokenizer, plan)
     mix = ChatMix(plan.skill, max_items=MAX_ITEMS, echo_history=plan.activated)
-    recipe = Recipe(num_steps=plan.num_steps)
+    recipe = Recipe(num_steps=plan.num_steps, seed=plan.seed)
     fit(model, tokenizer, lambda random, _: chat_row(random, mix), recipe, plan.name)
     save_adapter(model, out / "adapters" / plan.name)
     measure(model, tokenizer, plan.skill)
@@ -104,24 +105,22 @@ def train_adapter(out: Path, plan: AdapterPlan) -> None:
 
 def parts_of(out: Path) -> Mapping[str, tuple[Path, Callable[[], None]]]:
     """Every part in order: what it makes, and the work."""
-    return {
-        OPERATIONS: (out / ".cache" / OPERATIONS, partial(train_operations, out)),
-        BASE: (out / "model", partial(train_base, out)),
-    } | {
+    return {BASE: (out / "model", partial(train_base, out))} | {
         plan.name: (out / "adapters" / plan.name, partial(train_adapter, out, plan))
         for plan in PLANS
     }
 
 
 @click.command()
-@click.argument(
-    "parts", nargs=-1, type=click.Choice([OPERATIONS, BASE, *(plan.name for plan in PLANS)])
-)
+@click.argument("parts", nargs=-1, type=click.Choice([BASE, *(plan.name for plan in PLANS)]))
 @click.option("--out", type=click.Path(path_type=Path), default=HERE, help="Where to write.")
 @click.option("--force", is_flag=True, help="Train finished parts again.")
 @click.option("--threads", default=1, show_default=True, help="More than one: not reproducible.")
 def main(parts: tuple[str, ...], out: Path, force: bool, threads: int) -> None:
-    """Train PARTS (all by default) into OUT/model and OUT/adapters/NAME."""
+    """Train PARTS (all by default) into OUT/model and OUT/adapters/NAME.
+
+    The base's first stage is kept in OUT/.cache: remove it to train that again too.
+    """
     torch.set_num_threads(threads)
     for name, (directory, train) in parts_of(out).items():
         if parts and name not in parts:

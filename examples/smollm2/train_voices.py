@@ -35,8 +35,8 @@ SAMPLE_QUESTION: Final = "What is friendship?"
 README: Final = """# {name}
 
 A LoRA adapter (rank {rank}, all seven linears, bfloat16) for SmolLM2-135M-Instruct that answers
-in the voice of: {source}. The text is in the public domain; it was taken from the Debian package
-`{package}`.
+in the voice of a text in the public domain, taken from the Debian package `{package}`:
+{source}.
 
 Trained by `python examples/smollm2/train_voices.py {name}`: {num_steps} steps of {num_rows} chats,
 {seconds:.0f} s. Perplexity of the answers of {num_held_out} held-out chats:

@@ -1,9 +1,10 @@
 """The lists, the skills and the rows made of them."""
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
-from skill.data import SKILLS, ChatMix, chat_row, notation_row, sample_items
+from skill.data import SKILLS, ChatMix, Segment, chat_row, notation_row, sample_items, two_line_row
 from skill.exactness import held_out_lists
 from skill.tokenizer import GENERATION_PROMPT, build_tokenizer, item_forms
 from skill.training import IGNORED, encode_rows
@@ -63,16 +64,18 @@ def test_only_the_skill_s_own_answers_are_trained() -> None:
         assert ids[0].tolist() == whole
 
 
-@pytest.mark.parametrize("between", [" ", "\n"])
-def test_notation_rows_tokenize_as_one_text(between: str) -> None:
+@pytest.mark.parametrize("make_row", [notation_row, two_line_row])
+def test_notation_rows_tokenize_as_one_text(
+    make_row: Callable[[Random, int], list[Segment]],
+) -> None:
     tokenizer = build_tokenizer()
     random = Random(2)
     for _ in range(20):
-        row = notation_row(random, 5, between)
-        ids, _ = encode_rows([row], tokenizer)
+        row = make_row(random, 5)
+        ids, labels = encode_rows([row], tokenizer)
         whole = tokenizer.encode("".join(s.text for s in row), add_special_tokens=False)
         assert ids[0].tolist() == whole
-        assert between in row[0].text + row[1].text[:1]
+        assert tokenizer.decode(ids[labels != IGNORED]) == row[1].text
 
 
 def test_rows_are_padded_on_the_right_and_padding_is_not_trained() -> None:

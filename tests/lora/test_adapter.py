@@ -74,6 +74,10 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("target_modules", {"q_proj": 1}, "list of names"),
     ("layers_to_transform", ["0"], "number"),
     ("layers_pattern", 3, "list of names"),
+    ("layers_pattern", "(", "regular expression"),
+    ("layers_pattern", ["layers", "(?P<idx>h)"], "regular expression"),
+    ("rank_pattern", {"(?i)q_proj": 4}, "regular expression"),
+    ("alpha_pattern", {"(?x)q_proj": 4}, "regular expression"),
 ]
 
 SERVED: list[tuple[str, Any]] = [
