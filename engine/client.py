@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import contextlib
+import logging
+import os
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 
 import msgspec
 import zmq
 import zmq.asyncio
 
 from .config import EngineConfig
-from .errors import EngineDeadError, EngineStartError
+from .errors import EngineDeadError, EngineStartError, RequestError
 from .messages import (
     Abort,
     FromEngine,
@@ -30,6 +31,9 @@ from .messages import (
 from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 
 STOP_SECONDS = 10.0
+LAST_WORDS_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 class EngineClient:
@@ -53,44 +57,60 @@ class EngineClient:
         cls, config: EngineConfig, on_progress: Callable[[str], None] | None = None
     ) -> EngineClient:
         """Spawn the engine and wait until it is up; raises EngineStartError with the reason."""
-        directory = tempfile.mkdtemp(prefix="branchline-")
-        address = f"ipc://{Path(directory, 'engine')}"
+        with tempfile.TemporaryDirectory(
+            prefix="branchline-", ignore_cleanup_errors=True
+        ) as directory:
+            try:
+                client = await cls._spawn(f"ipc://{directory}/engine")
+            except (OSError, zmq.ZMQError) as error:
+                raise EngineStartError(f"the engine process can't be started: {error}") from error
+            try:
+                await client._handshake(config, on_progress)
+            except BaseException:
+                await client.stop()
+                raise
+        return client
+
+    @classmethod
+    async def _spawn(cls, address: str) -> EngineClient:
         socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
         socket.set_hwm(0)
         socket.linger = 0
-        socket.bind(address)
-        # -P: the current directory must not shadow installed packages.
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "branchline.engine.process", address
-        )
-        client = cls(process, socket)
         try:
-            await client._handshake(config, on_progress)
+            socket.bind(address)
+            # -P: the current directory must not shadow installed packages.
+            module = ("-P", "-m", "branchline.engine.process")
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, *module, address, str(os.getpid())
+            )
         except BaseException:
-            await client.stop()
+            socket.close()
             raise
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-        return client
+        return cls(process, socket)
 
     async def _handshake(
         self, config: EngineConfig, on_progress: Callable[[str], None] | None
     ) -> None:
         self._send(Start(config))
         exited = asyncio.ensure_future(self._process.wait())
+        received: asyncio.Future[bytes] | None = None
         try:
             while self._info is None:
                 received = asyncio.ensure_future(self._socket.recv())
                 await asyncio.wait({received, exited}, return_when=asyncio.FIRST_COMPLETED)
+                # Its last words may still be on their way when the process is gone.
+                await asyncio.wait({received}, timeout=LAST_WORDS_SECONDS)
                 if not received.done():
-                    received.cancel()
                     raise EngineStartError(
                         f"the engine exited with status {exited.result()} while starting"
                     )
                 self._take_startup(self._decoder.decode(received.result()), on_progress)
         finally:
             exited.cancel()
-        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+            if received is not None:
+                received.cancel()
+        self._receiving = asyncio.create_task(self._receive())
+        self._tasks = [self._receiving, asyncio.create_task(self._watch())]
 
     def _take_startup(self, message: FromEngine, on_progress: Callable[[str], None] | None) -> None:
         if isinstance(message, StartFailed):
@@ -115,15 +135,18 @@ class EngineClient:
         """The request's outputs, the last one with a finish reason.
 
         Leaving early (``aclose``, cancellation) aborts the request in the engine. Raises
-        EngineDeadError when the engine process is or goes away.
+        EngineDeadError when the engine process is or goes away, RequestError for a request
+        that can't be sent.
         """
         if self.dead.is_set():
             raise EngineDeadError(self.exit_reason or "the engine is gone")
+        if request.request_id in self._queues:
+            raise RequestError("request_id", f"{request.request_id!r} is in use")
         queue: asyncio.Queue[TokenOutput | None] = asyncio.Queue()
         self._queues[request.request_id] = queue
         finished = False
         try:
-            self._send(Generate(request))
+            self._send_request(request)
             while not finished:
                 output = await queue.get()
                 if output is None:
@@ -136,13 +159,28 @@ class EngineClient:
                 self.abort(request.request_id)
 
     def abort(self, request_id: str) -> None:
-        """Let the engine drop a request before its next step; unknown ids are no error."""
+        """End a request with finish reason ``abort``; the engine drops it before its next step.
+
+        Unknown ids are no error.
+        """
+        queue = self._queues.get(request_id)
+        if queue is not None:
+            queue.put_nowait(
+                TokenOutput(request_id=request_id, token_ids=[], finish_reason="abort")
+            )
         if not self.dead.is_set():
             self._send(Abort(request_id))
 
-    def _send(self, message: ToEngine) -> None:
-        # Without a high-water mark a send on this socket is queued at once.
-        self._socket.send(self._encoder.encode(message))
+    def _send_request(self, request: GenerationRequest) -> None:
+        try:
+            self._send(Generate(request), request.request_id)
+        except (OverflowError, UnicodeError, TypeError) as error:
+            raise RequestError("request", f"can't be sent to the engine: {error}") from error
+
+    def _send(self, message: ToEngine, request_id: str = "") -> None:
+        # Without a high-water mark a send on this socket is queued at once. The id goes beside
+        # the message, so that one the engine can't read is refused by name.
+        self._socket.send_multipart([request_id.encode(), self._encoder.encode(message)])
 
     async def _receive(self) -> None:
         while True:
@@ -156,7 +194,13 @@ class EngineClient:
 
     async def _watch(self) -> None:
         """Wait for the process to end, then end every request that it held."""
-        await self._process.wait()
+        exited = asyncio.ensure_future(self._process.wait())
+        await asyncio.wait({exited, self._receiving}, return_when=asyncio.FIRST_COMPLETED)
+        if not exited.done():
+            failure = None if self._receiving.cancelled() else self._receiving.exception()
+            logger.error("the engine's messages can't be read", exc_info=failure)
+            self._process.kill()
+        await exited
         self._mark_dead()
 
     def _mark_dead(self) -> None:
@@ -174,15 +218,17 @@ class EngineClient:
     async def stop(self) -> None:
         """Stop the process, by force if it does not leave in time, and close the socket."""
         self._stopping = True
-        if self._process.returncode is None:
-            self._send(Stop())
-            try:
-                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
-            except TimeoutError:
+        try:
+            if self._process.returncode is None:
+                self._send(Stop())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        finally:
+            if self._process.returncode is None:
                 self._process.kill()
-                await self._process.wait()
-        self._mark_dead()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._socket.close()
+            await self._process.wait()
+            self._mark_dead()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._socket.close()

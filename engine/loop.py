@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -45,11 +45,17 @@ class EngineLoop:
         params = request.params
         if params.seed is None:
             raise RequestError("seed", "must be set by the time a request reaches the engine")
-        ids = request.prompt_token_ids
-        if ids and (min(ids) < 0 or max(ids) >= self.info.vocab_size):
-            raise RequestError("prompt", f"token ids must be in [0, {self.info.vocab_size})")
+        if params.max_tokens is not None and params.max_tokens < 1:
+            raise RequestError("max_tokens", "must be at least 1")
+        self._check_token_ids("prompt", request.prompt_token_ids)
+        self._check_token_ids("stop_token_ids", params.stop_token_ids)
+        self._check_token_ids("logit_bias", params.logit_bias)
         self._scheduler.add(request)
-        self._meter.num_prompt_tokens += len(ids)
+        self._meter.num_prompt_tokens += len(request.prompt_token_ids)
+
+    def _check_token_ids(self, field: str, ids: Collection[int]) -> None:
+        if ids and (min(ids) < 0 or max(ids) >= self.info.vocab_size):
+            raise RequestError(field, f"token ids must be in [0, {self.info.vocab_size})")
 
     def abort(self, request_id: str) -> None:
         """End a request; its blocks are free when this returns."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from .request import Request
 
 
-def rank(request: Request) -> tuple[int, int]:
+def scheduling_order(request: Request) -> tuple[int, int]:
     """Lower priority numbers first, then first come, first served."""
     return (request.priority, request.arrival)
 
 
 def choose_victim(running: Iterable[Request]) -> Request:
-    """The running request to preempt when blocks run out: the last in rank."""
-    return max(running, key=rank)
+    """The running request to preempt when blocks run out: the last in that order."""
+    return max(running, key=scheduling_order)

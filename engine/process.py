@@ -1,4 +1,4 @@
-"""The engine process: ``python -m branchline.engine.process ADDRESS``."""
+"""The engine process: ``python -m branchline.engine.process ADDRESS PARENT_PID``."""
 
 from __future__ import annotations
 
@@ -34,25 +34,35 @@ STALLED_POLL_MS = 2
 class EngineServer:
     """Feeds one EngineLoop from one socket until told to stop or the parent is gone."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], parent: int) -> None:
         self._socket = socket
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
-        self._parent = os.getppid()
+        self._parent = parent
+        self._checked = False
         self._stopping = False
         self._rejected: list[TokenOutput] = []
 
     def run(self) -> int:
         """Start up, serve, and return the exit status."""
-        message = self._decoder.decode(self._socket.recv())
+        while not self._socket.poll(IDLE_POLL_MS):
+            if self._orphaned:
+                return 1
+        _, payload = self._socket.recv_multipart()
+        message = self._decoder.decode(payload)
         assert isinstance(message, Start), "the first message is Start"
         loop = self._start(message)
         if loop is None:
             return 1
         self._send(Started(loop.info, loop.stats()))
-        while not self._stopping and os.getppid() == self._parent:
+        while not self._stopping and not self._orphaned:
             self._turn(loop)
         return 0
+
+    @property
+    def _orphaned(self) -> bool:
+        """Whether the server that started this process is gone."""
+        return os.getppid() != self._parent
 
     def _start(self, message: Start) -> EngineLoop | None:
         from .build import build_engine
@@ -61,7 +71,7 @@ class EngineServer:
             return build_engine(message.config, lambda text: self._send(Progress(text)))
         except (BranchlineError, ValueError, OSError) as error:
             self._send(StartFailed(str(error)))
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
             logging.exception("the engine could not start")
             self._send(StartFailed(f"{type(error).__name__}: {error}".splitlines()[0]))
         return None
@@ -74,54 +84,54 @@ class EngineServer:
         if stepped or self._rejected:
             self._send(StepDone([*self._rejected, *outputs], loop.stats()))
             self._rejected = []
-        if not loop.has_work:
-            loop.check()
-            self._receive(loop, IDLE_POLL_MS)
-        else:
+        if loop.has_work:
+            self._checked = False
             self._receive(loop, 0 if stepped else STALLED_POLL_MS)
+        elif not self._receive(loop, IDLE_POLL_MS) and not self._checked:
+            loop.check()
+            self._checked = True
 
-    def _receive(self, loop: EngineLoop, timeout_ms: int) -> None:
-        aborted = False
-        while not self._stopping and self._socket.poll(timeout_ms):
-            timeout_ms = 0
-            message = self._decoder.decode(self._socket.recv())
-            if isinstance(message, Generate):
-                self._add(loop, message)
-            elif isinstance(message, Abort):
-                loop.abort(message.request_id)
-                aborted = True
-            elif isinstance(message, Stop):
-                self._stopping = True
-        if aborted and not loop.has_work:
-            self._send(StepDone([], loop.stats()))
+    def _receive(self, loop: EngineLoop, timeout_ms: int) -> bool:
+        """Take in all that has arrived; False if nothing did."""
+        received = False
+        while not self._stopping and self._socket.poll(0 if received else timeout_ms):
+            received = True
+            request_id, payload = self._socket.recv_multipart()
+            try:
+                self._take(loop, self._decoder.decode(payload))
+            except (RequestError, msgspec.MsgspecError) as error:
+                self._reject(request_id.decode(errors="replace"), str(error))
+        return received
 
-    def _add(self, loop: EngineLoop, message: Generate) -> None:
-        try:
+    def _take(self, loop: EngineLoop, message: ToEngine) -> None:
+        if isinstance(message, Generate):
             loop.add(message.request)
-        except RequestError as error:
-            self._rejected.append(
-                TokenOutput(
-                    request_id=message.request.request_id,
-                    token_ids=[],
-                    finish_reason="error",
-                    error=str(error),
-                )
-            )
+        elif isinstance(message, Abort):
+            loop.abort(message.request_id)
+            if not loop.has_work:
+                self._send(StepDone([], loop.stats()))
+        elif isinstance(message, Stop):
+            self._stopping = True
+
+    def _reject(self, request_id: str, error: str) -> None:
+        self._rejected.append(
+            TokenOutput(request_id=request_id, token_ids=[], finish_reason="error", error=error)
+        )
 
     def _send(self, message: FromEngine) -> None:
         self._socket.send(self._encoder.encode(message))
 
 
-def main(address: str) -> int:
-    """Serve the engine at ``address``; Ctrl-C is the parent's to handle."""
+def main(address: str, parent: int) -> int:
+    """Serve the engine at ``address`` for process ``parent``; Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(levelname)s engine: %(message)s", stream=sys.stderr)
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.set_hwm(0)
         socket.linger = 1000
         socket.connect(address)
-        return EngineServer(socket).run()
+        return EngineServer(socket, parent).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

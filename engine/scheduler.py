@@ -11,7 +11,7 @@ from ..lora.slots import AdapterSlots
 from .blocks import BlockLease, BlockPool
 from .errors import RequestError
 from .plan import SampledToken, ScheduledChunk, StepPlan
-from .policy import choose_victim, rank
+from .policy import choose_victim, scheduling_order
 from .request import Request, RequestStatus
 from .types import FinishReason, GenerationRequest, TokenOutput
 
@@ -57,7 +57,7 @@ class Scheduler:
         )
         self._num_arrivals += 1
         self._requests[request.request_id] = request
-        insort(self.waiting, request, key=rank)
+        insort(self.waiting, request, key=scheduling_order)
 
     def _validate(self, generation: GenerationRequest) -> None:
         num_tokens = len(generation.prompt_token_ids)
@@ -109,11 +109,11 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self.num_preemptions += 1
         request.num_preemptions += 1
-        self._release(request, clean=False)
+        self._release(request)
         self.running.remove(request)
         request.num_computed_tokens = 0
         request.status = RequestStatus.WAITING
-        insort(self.waiting, request, key=rank)
+        insort(self.waiting, request, key=scheduling_order)
 
     def _admit(self, chunks: list[ScheduledChunk], budget: int) -> None:
         """Start waiting requests in rank order; one that waits for its adapter is passed."""
@@ -202,7 +202,7 @@ class Scheduler:
     def _finish(
         self, request: Request, reason: FinishReason, error: str | None = None
     ) -> TokenOutput:
-        self._release(request, clean=reason in ("stop", "length"))
+        self._release(request)
         queue = self.running if request.status is RequestStatus.RUNNING else self.waiting
         queue.remove(request)
         request.status = RequestStatus.FINISHED
@@ -212,15 +212,13 @@ class Scheduler:
             request_id=request.request_id, token_ids=[], finish_reason=reason, error=error
         )
 
-    def _release(self, request: Request, *, clean: bool) -> None:
-        """Give blocks and slot back; blocks that may hold NaN are cleared before reuse.
+    def _release(self, request: Request) -> None:
+        """Give blocks and slot back; blocks are cleared before another request holds them.
 
-        A masked key still multiplies its value by 0, and 0 * NaN would reach the next
-        holder of a block, so what a failed or unfinished request wrote is zeroed.
+        A masked key is still multiplied, and inf - inf or 0 * NaN would reach the next
+        holder. Finite logits don't prove a finite cache: an infinite key may weigh nothing.
         """
-        freed = request.blocks.release()
-        if not clean:
-            self._blocks_to_zero.extend(freed)
+        self._blocks_to_zero.extend(request.blocks.release())
         if request.slot is not None:
             request.slot.release()
             request.slot = None
@@ -255,7 +253,7 @@ class Scheduler:
 
 
 def _decodes_first(request: Request) -> tuple[bool, int, int]:
-    return (request.num_uncomputed_tokens > 1, *rank(request))
+    return (request.num_uncomputed_tokens > 1, *scheduling_order(request))
 
 
 def _batch_order(chunk: ScheduledChunk) -> tuple[bool, int]:

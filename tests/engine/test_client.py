@@ -9,12 +9,13 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_models import make_tiny_model
 
 from branchline.engine.client import EngineClient
 from branchline.engine.config import EngineConfig
-from branchline.engine.errors import EngineDeadError, EngineStartError
+from branchline.engine.errors import EngineDeadError, EngineStartError, RequestError
 from branchline.engine.types import GenerationRequest, SamplingParams
 
 pytestmark = pytest.mark.timeout(120)
@@ -129,26 +130,104 @@ async def test_a_missing_model_is_said_in_one_line(tmp_path):
         await EngineClient.start(config(tmp_path / "nothing"))
 
 
-async def test_the_engine_leaves_when_its_parent_is_gone(model):
+PARENT = """
+import asyncio, sys
+from branchline.engine.client import EngineClient
+from branchline.engine.config import EngineConfig
+
+async def main():
+    config = EngineConfig(model=sys.argv[1], device="cpu", kv_cache_gb=0.01, num_threads=1)
+    starting = asyncio.ensure_future(EngineClient.start(config))
+    if sys.argv[2] == "started":
+        await starting
+    await asyncio.sleep(0.3)
+    print("go", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("moment", ["starting", "started"])
+async def test_the_engine_leaves_when_its_parent_is_gone(model, moment):
     """A server that is killed outright must not leave an engine holding the GPU."""
-    code = (
-        "import asyncio, sys\n"
-        "from branchline.engine.client import EngineClient\n"
-        "from branchline.engine.config import EngineConfig\n"
-        "async def main():\n"
-        "    client = await EngineClient.start(EngineConfig(model=sys.argv[1], device='cpu',"
-        " kv_cache_gb=0.01, num_threads=1))\n"
-        "    print(client.pid, flush=True)\n"
-        "    await asyncio.sleep(60)\n"
-        "asyncio.run(main())\n"
-    )
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-c", code, str(model), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-P", "-c", PARENT, str(model), moment), stdout=asyncio.subprocess.PIPE
     )
-    engine_pid = int(await parent.stdout.readline())
+    await parent.stdout.readline()
+    [engine] = psutil.Process(parent.pid).children()
     parent.kill()
     await parent.wait()
-    await until(lambda: not Path(f"/proc/{engine_pid}").exists())
+    await until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+
+
+async def test_an_id_in_use_is_refused_and_its_holder_goes_on(model):
+    async with started(config(model)) as client:
+        first = asyncio.ensure_future(collect(client, request("same", max_tokens=50)))
+        await until(lambda: client.stats.num_running == 1)
+        with pytest.raises(RequestError, match="request_id"):
+            await collect(client, request("same"))
+        assert len(await first) == 50
+
+
+async def test_an_abort_from_elsewhere_ends_the_stream(model):
+    async with started(config(model)) as client:
+        stream = client.generate(request("long", max_tokens=100))
+        await anext(stream)
+        client.abort("long")
+        async with asyncio.timeout(10):
+            outputs = [output async for output in stream]
+        assert outputs[-1].finish_reason == "abort"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"top_k": 1.5},
+        {"max_tokens": 0},
+        {"logit_bias": {2**62: 1.0}},
+        {"stop_token_ids": (10**6,), "min_tokens": 2},
+    ],
+    ids=str,
+)
+async def test_a_request_the_engine_can_not_read_ends_alone(model, bad):
+    async with started(config(model)) as client:
+        other = asyncio.ensure_future(collect(client, request("other", max_tokens=60)))
+        await until(lambda: client.stats.num_running == 1)
+        params = {"temperature": 0, "seed": 0, **bad}
+        generation = GenerationRequest(
+            request_id="bad", prompt_token_ids=[1], params=SamplingParams(**params)
+        )
+        [output] = [output async for output in client.generate(generation)]
+        assert output.finish_reason == "error"
+        assert next(iter(bad)) in output.error
+        assert len(await other) == 60
+
+
+async def test_a_request_that_can_not_be_sent_is_refused(model):
+    async with started(config(model)) as client:
+        huge = GenerationRequest(
+            request_id="huge", prompt_token_ids=[1], params=SamplingParams(seed=2**70)
+        )
+        with pytest.raises(RequestError, match="can't be sent"):
+            await collect(client, huge)
+        assert len(await collect(client, request("after"))) == 8
+
+
+async def test_an_engine_that_can_not_be_understood_is_ended(model, monkeypatch):
+    async with started(config(model)) as client:
+        stream = client.generate(request("long", max_tokens=100))
+        await anext(stream)
+
+        class Garbled:
+            def decode(self, data: bytes) -> None:
+                raise ValueError("not a message")
+
+        monkeypatch.setattr(client, "_decoder", Garbled())
+        async with asyncio.timeout(10):
+            with pytest.raises(EngineDeadError):
+                async for _ in stream:
+                    pass
 
 
 async def test_a_cancelled_watcher_does_not_keep_stop_waiting(model):

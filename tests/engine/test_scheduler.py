@@ -124,14 +124,18 @@ def test_the_last_in_rank_gives_way_and_starts_again():
     assert plan.sampling_chunks()
 
 
-def test_blocks_of_unfinished_requests_are_cleared_before_reuse():
+@pytest.mark.parametrize("end", ["abort", "length"])
+def test_blocks_are_cleared_before_reuse_however_their_request_ended(end):
     scheduler = make_scheduler()
-    scheduler.add(generation("a", num_prompt=10))
+    scheduler.add(generation("a", num_prompt=10, max_tokens=2))
     step(scheduler)
     held = set(scheduler.running[0].blocks.block_ids)
-    scheduler.abort("a")
+    if end == "abort":
+        scheduler.abort("a")
+    else:
+        step(scheduler)
     assert set(scheduler.schedule().zero_block_ids) == held
-    scheduler.add(generation("b", max_tokens=1))
+    scheduler.add(generation("b"))
     step(scheduler)
     assert scheduler.schedule().zero_block_ids == ()
 
