@@ -1,11 +1,11 @@
 """Branchline: one base model, many LoRA adapters, one batch.
 
-    cli.py     the one command line, top floor
-    gateway/   many replicas behind one door; never imports torch
-    server/    HTTP <-> text <-> tokens: OpenAI API, metrics, offline ``LLM``
-    engine/    tokens <-> logits: schedule, cache, run, sample
-    lora/      adapters: what they are, where each one is, how a batch uses them
-    kernels/   device arithmetic: each op with its plain PyTorch twin
+cli.py     the one command line, top floor
+gateway/   many replicas behind one door; never imports torch
+server/    HTTP <-> text <-> tokens: OpenAI API, metrics, offline ``LLM``
+engine/    tokens <-> logits: schedule, cache, run, sample
+lora/      adapters: what they are, where each one is, how a batch uses them
+kernels/   device arithmetic: each op with its plain PyTorch twin
 """
 
 from __future__ import annotations
