@@ -25,9 +25,9 @@ from .memory import kv_budget, num_blocks_for
 from .models.config import ModelConfig
 from .models.decoder import Decoder
 from .runner import ModelRunner
-from .sampler import Sampler
+from .sampler import Sampler, SamplingRow
 from .scheduler import Scheduler, SchedulerLimits
-from .types import EngineInfo
+from .types import EngineInfo, SamplingParams
 from .weights import load_decoder
 
 Progress = Callable[[str], None]
@@ -165,14 +165,16 @@ def _num_blocks(config: EngineConfig, decoder: Decoder, max_model_len: int) -> i
     block_bytes = token_bytes * config.block_size
     wanted_blocks = config.max_num_seqs * -(-max_model_len // config.block_size) + 1
     if decoder.device.type == "cuda" and config.kv_cache_gb is None:
-        _run_largest_step(config, decoder, max_model_len)
+        run_largest_step(config, decoder, max_model_len)
+        # Attention copies one layer's keys and values, padded to twice their size at most.
+        block_bytes += 2 * block_bytes // model.num_layers
     budget = kv_budget(config, decoder.device, wanted_blocks * block_bytes)
     fitting = num_blocks_for(budget, block_bytes, config.block_size, max_model_len)
     return min(fitting, wanted_blocks)
 
 
-def _run_largest_step(config: EngineConfig, decoder: Decoder, max_model_len: int) -> None:
-    """Let the allocator meet its peak: one step of the full token budget, every row sampled."""
+def run_largest_step(config: EngineConfig, decoder: Decoder, max_model_len: int) -> None:
+    """Let the allocator meet its peak: a step of the whole token budget, every row sampled."""
     size = config.block_size
     num_tokens = min(config.max_num_batched_tokens, max_model_len)
     num_blocks = -(-num_tokens // size) + 1
@@ -190,4 +192,7 @@ def _run_largest_step(config: EngineConfig, decoder: Decoder, max_model_len: int
         lora=None,
     )
     with torch.inference_mode():
-        ModelRunner(decoder, num_blocks, size).execute(batch)
+        logits = ModelRunner(decoder, num_blocks, size).execute(batch)
+        params = SamplingParams(temperature=1.0, top_p=0.9, seed=0, logprobs=1)
+        row = SamplingRow(params=params, position=0, prompt_token_ids=(), output_token_ids=())
+        Sampler().sample(logits, [row] * rows)

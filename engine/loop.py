@@ -81,6 +81,10 @@ class EngineLoop:
             outputs = self._scheduler.apply(plan, self._execute(plan))
         except Exception as error:
             logger.exception("a step failed")
+            if self._device.type == "cuda":
+                # After a device-side fault every step fails: better that this raises and the
+                # process ends, so that it can be started again.
+                torch.cuda.synchronize(self._device)
             self._meter.num_failed_steps += 1
             outputs = self._scheduler.fail(plan, f"{type(error).__name__}: {error}")
         self._meter.record(time.perf_counter() - started, outputs)

@@ -66,7 +66,7 @@ class Sampler:
         counts = [rows[i].params.logprobs or 0 for i in reported]
         if raw is not None:
             parts += _report(raw, chosen[reported], counts)
-        host: list[float] = torch.cat(parts).tolist()  # the step's one copy from the device
+        host: list[float] = torch.cat(parts).tolist()  # one copy to the host for all rows
 
         errors = _errors(host[len(rows) : 2 * len(rows)])
         token_ids = [NO_TOKEN_ID if i in errors else int(host[i]) for i in range(len(rows))]
