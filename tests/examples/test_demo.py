@@ -58,7 +58,9 @@ def free_port() -> int:
 
 def make_demo(port: int, log: Path) -> subprocess.Popen[bytes]:
     command = ["make", "demo", f"PORT={port}", f"VENV={sys.prefix}"]
-    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    # As from a shell, also when make runs these tests.
+    inherited = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    env = inherited | {"PYTHONUNBUFFERED": "1"}
     with log.open("wb") as out:
         return subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
