@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from oracle import Reference, check_generation
 from tiny_adapters import ALL_LINEAR, ATTENTION, make_adapter
 from tiny_models import FAMILIES, make_tiny_model
 
 from branchline.engine.build import build_engine
 from branchline.engine.config import AdapterSource, EngineConfig
+from branchline.engine.loop import EngineLoop
+from branchline.engine.sampler import Sampler
 from branchline.engine.types import GenerationRequest, SamplingParams
 
 RANKS = {"r1": 1, "r8": 8, "r16": 16, "r24": 24, "r40": 40}
@@ -76,14 +79,18 @@ def requests(served: Served, max_tokens: int = 16, **params) -> list[GenerationR
     ]
 
 
+def start(served: Served, **options) -> EngineLoop:
+    sources = tuple(AdapterSource(digest=n, path=str(p)) for n, p in served.adapters.items())
+    options = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.02, **options}
+    return build_engine(
+        EngineConfig(model=str(served.model), adapters=sources, num_threads=1, **options)
+    )
+
+
 def generate(
     served: Served, generations: list[GenerationRequest], **options
 ) -> dict[str, list[int]]:
-    sources = tuple(AdapterSource(digest=n, path=str(p)) for n, p in served.adapters.items())
-    options = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.02, **options}
-    loop = build_engine(
-        EngineConfig(model=str(served.model), adapters=sources, num_threads=1, **options)
-    )
+    loop = start(served, **options)
     for generation in generations:
         loop.add(generation)
     tokens: dict[str, list[int]] = {generation.request_id: [] for generation in generations}
@@ -177,3 +184,35 @@ def test_two_names_for_the_same_bytes_are_one_version(llama):
     first, second = loop.step()
     assert first.token_ids == second.token_ids
     loop.check()
+
+
+class Recorder:
+    """Stands before the sampler and keeps the logits that reach it, by request tokens."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self.seen: list[tuple[list[int], list[int], torch.Tensor]] = []
+
+    def sample(self, logits, rows):
+        for row, values in zip(rows, logits.clone(), strict=True):
+            self.seen.append((list(row.prompt_token_ids), list(row.output_token_ids), values))
+        return self._sampler.sample(logits, rows)
+
+
+def test_logits_of_every_row_are_within_1e_4_of_transformers_and_peft(served):
+    """Base and adapters in one batch, at the prompt's end and in decodes, the whole vocabulary."""
+    loop = start(served, **({"max_model_len": SHORT_CONTEXT} if served.family == "phi3" else {}))
+    recorder = Recorder(loop._sampler)
+    loop._sampler = recorder
+    adapter_of = {}
+    for generation in requests(served, max_tokens=4):
+        adapter_of[tuple(generation.prompt_token_ids)] = generation.adapter
+        loop.add(generation)
+    while loop.has_work:
+        loop.step()
+    assert len(recorder.seen) == 4 * NUM_REQUESTS
+    for prompt, output, logits in recorder.seen:
+        adapter = adapter_of[tuple(prompt)]
+        expected = served.reference.next_logits(prompt + output, adapter)[-1]
+        error = (logits - expected).abs().max() / expected.abs().max()
+        assert error < 1e-4, (adapter, len(output), float(error))
