@@ -39,7 +39,7 @@ class EngineServer:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._parent = parent
-        self._checked = False
+        self._num_steps_checked = 0
         self._stopping = False
         self._rejected: list[TokenOutput] = []
 
@@ -85,11 +85,10 @@ class EngineServer:
             self._send(StepDone([*self._rejected, *outputs], loop.stats()))
             self._rejected = []
         if loop.has_work:
-            self._checked = False
             self._receive(loop, 0 if stepped else STALLED_POLL_MS)
-        elif not self._receive(loop, IDLE_POLL_MS) and not self._checked:
+        elif not self._receive(loop, IDLE_POLL_MS) and loop.num_steps > self._num_steps_checked:
             loop.check()
-            self._checked = True
+            self._num_steps_checked = loop.num_steps
 
     def _receive(self, loop: EngineLoop, timeout_ms: int) -> bool:
         """Take in all that has arrived; False if nothing did."""

@@ -90,7 +90,9 @@ class Scheduler:
                 num_tokens = min(request.num_uncomputed_tokens, budget)
                 if self._make_room(request, request.num_computed_tokens + num_tokens, chunks):
                     chunks.append(_chunk(request, num_tokens))
-                    budget = self._limits.max_num_batched_tokens - _num_tokens(chunks)
+                    budget -= num_tokens
+                    if self.num_preemptions > num_preemptions:  # a victim's share is free again
+                        budget = self._limits.max_num_batched_tokens - _num_tokens(chunks)
         if num_preemptions == self.num_preemptions:
             self._admit(chunks, budget)
         chunks.sort(key=_batch_order)
@@ -116,7 +118,7 @@ class Scheduler:
         insort(self.waiting, request, key=scheduling_order)
 
     def _admit(self, chunks: list[ScheduledChunk], budget: int) -> None:
-        """Start waiting requests in rank order; one that waits for its adapter is passed."""
+        """Start waiting requests in scheduling order; one that waits for its adapter is passed."""
         admitted: list[Request] = []
         for request in self.waiting:
             if not budget or len(self.running) >= self._max_running:
