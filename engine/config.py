@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+SchedulingPolicy = Literal["fair", "fcfs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,13 @@ class EngineConfig:
     ``model`` is a local directory. ``kv_cache_gb`` sizes the KV pool in GiB; when None a
     GPU takes ``gpu_memory_utilization`` of its memory and a CPU takes what
     ``max_num_seqs`` sequences need, up to a quarter of the machine's memory.
+    ``kv_offload_gb`` is host memory for blocks that leave the pool. Requests of different
+    tenants share no KV blocks while ``isolate_tenants``.
+
+    ``max_loras`` adapters are on the device at once (None: all), the ranks of those in one step
+    sum to ``max_step_rank`` at most. ``max_queued_requests`` None sets no limit. A request is
+    overtaken by at most ``max_overtake_cost`` cost units (see docs/decisions on fairness);
+    ``tenant_kv_share`` of the pool is what one tenant keeps while others need it.
     """
 
     model: str
@@ -37,6 +45,15 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     kv_cache_gb: float | None = None
     num_threads: int | None = None
+    enable_prefix_caching: bool = True
+    kv_offload_gb: float = 0.0
+    isolate_tenants: bool = True
+    max_loras: int | None = None
+    max_step_rank: int | None = None
+    scheduling_policy: SchedulingPolicy = "fair"
+    max_queued_requests: int | None = None
+    max_overtake_cost: int = 65536
+    tenant_kv_share: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse what no machine could run."""
@@ -52,7 +69,15 @@ class EngineConfig:
         )
         _require("dtype", self.dtype in get_args(Dtype), f"one of {', '.join(get_args(Dtype))}")
         _require("device", self.device in get_args(Device), f"one of {', '.join(get_args(Device))}")
-        _require("num_threads", self.num_threads is None or self.num_threads >= 1, "at least 1")
+        for name in ("num_threads", "max_loras", "max_step_rank", "max_queued_requests"):
+            value = getattr(self, name)
+            _require(name, value is None or value >= 1, "at least 1")
+        _require("kv_offload_gb", self.kv_offload_gb >= 0, "0 or more")
+        policies = get_args(SchedulingPolicy)
+        policy_is_known = self.scheduling_policy in policies
+        _require("scheduling_policy", policy_is_known, f"one of {', '.join(policies)}")
+        _require("max_overtake_cost", self.max_overtake_cost >= 1, "at least 1")
+        _require("tenant_kv_share", 0 < self.tenant_kv_share <= 1, "over 0, at most 1")
 
 
 def _require(name: str, holds: bool, allowed: str) -> None:

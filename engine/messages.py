@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from .cache_types import CacheReport, PinReport, PrefixTarget
 from .config import EngineConfig
 from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 
@@ -24,6 +25,34 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
     """End one request and free what it holds, before the next step."""
 
     request_id: str
+
+
+class ReportCache(msgspec.Struct, tag=True, frozen=True):
+    """Answer with a CacheReport of the ``max_prefixes`` biggest prefixes."""
+
+    call_id: str
+    max_prefixes: int
+
+
+class ResetCache(msgspec.Struct, tag=True, frozen=True):
+    """Forget every cached prefix; answer with the number of blocks forgotten."""
+
+    call_id: str
+
+
+class PinPrefix(msgspec.Struct, tag=True, frozen=True):
+    """Keep a cached prefix on the device for ``ttl_seconds``; answer with a PinReport."""
+
+    call_id: str
+    target: PrefixTarget
+    ttl_seconds: float
+
+
+class RemovePin(msgspec.Struct, tag=True, frozen=True):
+    """End a pin; answer with how many there were, 0 or 1."""
+
+    call_id: str
+    pin_id: str
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):
@@ -56,5 +85,19 @@ class StepDone(msgspec.Struct, tag=True, frozen=True):
     stats: EngineStats
 
 
-ToEngine = Start | Generate | Abort | Stop
-FromEngine = Progress | Started | StartFailed | StepDone
+class CallDone(msgspec.Struct, tag=True, frozen=True):
+    """The answer to the call of that id; ``error_field`` and ``error`` say why there is none.
+
+    ``count`` is the number of blocks forgotten, or of pins removed.
+    """
+
+    call_id: str
+    report: CacheReport | None = None
+    pin: PinReport | None = None
+    count: int = 0
+    error_field: str | None = None
+    error: str | None = None
+
+
+ToEngine = Start | Generate | Abort | Stop | ReportCache | ResetCache | PinPrefix | RemovePin
+FromEngine = Progress | Started | StartFailed | StepDone | CallDone

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+ErrorKind = Literal["failed", "refused", "overloaded"]
+
+DEFAULT_TENANT = "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,9 @@ class GenerationRequest:
     ``adapter`` is the digest of an adapter version, None for the base model.
     ``params.seed`` and ``params.max_tokens`` are set by the time a request gets here.
     ``choice_index`` separates the random streams of the choices of one ``n`` request.
+    ``tenant`` is who is charged, ``weight`` the tenant's share against others';
+    ``priority`` orders the requests of one tenant, lower first. Requests share KV blocks only
+    under one ``cache_salt``.
     """
 
     request_id: str
@@ -53,6 +59,9 @@ class GenerationRequest:
     adapter: str | None = None
     choice_index: int = 0
     priority: int = 0
+    tenant: str = DEFAULT_TENANT
+    weight: float = 1.0
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +81,11 @@ class TokenOutput:
 
     ``token_ids`` holds the new tokens, the stopping one included. ``stop_token_id`` is
     the entry of ``stop_token_ids`` that ended the request (None for the model's own EOS).
-    ``error`` goes with finish reason ``error``. ``queue_seconds`` comes with the first token:
-    how long the request waited in the engine before its first step.
+    ``error`` and ``error_kind`` go with finish reason ``error``: a request can have failed, be one
+    that can't be served (``refused``), or have come when the queue was full (``overloaded``, try
+    again after ``retry_after`` seconds). ``queue_seconds`` and ``num_cached_tokens`` come with the
+    first token: how long the request waited in the engine before its first step, and how many
+    tokens of its prompt were found in the prefix cache.
     """
 
     request_id: str
@@ -84,6 +96,8 @@ class TokenOutput:
     num_cached_tokens: int = 0
     queue_seconds: float | None = None
     error: str | None = None
+    error_kind: ErrorKind = "failed"
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +118,12 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot after a step; counters only grow, times are seconds."""
+    """A snapshot after a step; counters only grow, times are seconds.
+
+    ``num_free_blocks`` can be had at once: unused ones, and cached ones that nobody uses now
+    (``num_evictable_blocks``). ``num_cached_blocks`` are all that the prefix cache holds on the
+    device, in use or not, ``num_host_blocks`` those in host memory.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -114,7 +133,18 @@ class EngineStats:
     num_failed_steps: int = 0
     num_preemptions: int = 0
     num_prompt_tokens: int = 0
+    num_computed_prompt_tokens: int = 0
     num_generation_tokens: int = 0
+    num_cached_blocks: int = 0
+    num_evictable_blocks: int = 0
+    num_pinned_blocks: int = 0
+    num_evicted_blocks: int = 0
+    num_host_blocks: int = 0
+    max_host_blocks: int = 0
+    num_offloaded_blocks: int = 0
+    num_restored_blocks: int = 0
+    num_overloaded: int = 0
+    num_adapter_loads: int = 0
     last_step_seconds: float = 0.0
     p99_step_seconds: float = 0.0
     running_adapters: list[str] = field(default_factory=list)
