@@ -46,7 +46,12 @@ class ServeCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Give each NAME=PATH a flag of its own."""
-        return super().parse_args(ctx, spread_values(args, LORA_FLAGS))
+        rest = super().parse_args(ctx, spread_values(args, LORA_FLAGS))
+        if ctx.args:  # not shown, as click would: it may be the KEY of '--tenant NAME KEY'
+            raise click.UsageError(
+                f"{len(ctx.args)} too many words: only MODEL comes without a flag.", ctx
+            )
+        return rest
 
 
 def spread_values(args: Sequence[str], flags: Sequence[str]) -> list[str]:
@@ -76,7 +81,7 @@ def cli() -> None:
     """One base model, hundreds of LoRA adapters, one batch."""
 
 
-@cli.command(cls=ServeCommand)
+@cli.command(cls=ServeCommand, context_settings={"allow_extra_args": True})
 @click.argument("model")
 @click.option(
     *LORA_FLAGS, "lora", multiple=True, metavar="NAME=PATH", help="An adapter; repeatable."
@@ -114,10 +119,81 @@ def cli() -> None:
 )
 @click.option("--num-threads", type=int, help="CPU threads of the engine.")
 @click.option(
+    "--enable-prefix-caching/--no-enable-prefix-caching",
+    default=True,
+    show_default=True,
+    help="Keep KV blocks of prompts and answers for later requests.",
+)
+@click.option(
+    "--kv-offload-gb",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Host memory, in GiB, for KV blocks that leave the pool.",
+)
+@click.option(
+    "--share-prefixes",
+    is_flag=True,
+    help="Tenants share cached prefixes: faster, but one can time what others have sent.",
+)
+@click.option("--max-loras", type=int, help="Adapters on the device at once.  [default: all]")
+@click.option("--max-step-rank", type=int, help="Most ranks of adapters, summed, in one step.")
+@click.option(
+    "--scheduling-policy",
+    type=click.Choice(["fair", "fcfs"]),
+    default="fair",
+    show_default=True,
+    help="fair: by tenants' weights; fcfs: by arrival.",
+)
+@click.option(
+    "--max-queued-requests",
+    type=int,
+    default=2048,
+    show_default=True,
+    help="Choices that may wait; beyond, who has most of the queue hears 429.",
+)
+@click.option(
+    "--max-overtake-cost",
+    type=int,
+    default=65536,
+    show_default=True,
+    help="Cost units, about tokens, that others may get before a request whose turn it was.",
+)
+@click.option(
+    "--tenant-kv-share",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Share of the KV pool that one tenant keeps while others need it.",
+)
+@click.option(
     "--api-key",
     multiple=True,
     metavar="KEY",
     help="A key that clients must send; repeatable. Also BRANCHLINE_API_KEY.",
+)
+@click.option(
+    "--tenant",
+    multiple=True,
+    metavar="NAME=KEY",
+    help="A tenant's key; repeatable, several a tenant.",
+)
+@click.option(
+    "--tenant-weight",
+    multiple=True,
+    metavar="NAME=WEIGHT",
+    help="A tenant's share against others'; repeatable.  [default: 1]",
+)
+@click.option(
+    "--fleet-secret",
+    metavar="SECRET",
+    help="Whose bearer may name tenants: the gateway. Also BRANCHLINE_FLEET_SECRET.",
+)
+@click.option(
+    "--admin-key",
+    multiple=True,
+    metavar="KEY",
+    help="A key for /admin; repeatable. Also BRANCHLINE_ADMIN_KEY.",
 )
 @click.option("--chat-template", metavar="FILE", help="Instead of the model's own (Jinja).")
 @click.option(
@@ -133,6 +209,13 @@ def cli() -> None:
     default=16.0,
     show_default=True,
     help="The largest request body, in MiB.",
+)
+@click.option(
+    "--body-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds within which a request body has to be here.",
 )
 @click.option(
     "--shutdown-timeout",

@@ -13,6 +13,7 @@ from ..kernels import ops
 from ..lora.bank import AdapterBank
 from ..lora.layers import StepLora
 from ..lora.mapping import build_mapping
+from .blocks import SCRAP_BLOCK
 from .plan import ScheduledChunk, StepPlan
 
 
@@ -24,6 +25,7 @@ class StepBatch:
     positions: Tensor  # [T] int64
     slot_mapping: Tensor  # [T] int64, the KV slot of each token
     logits_indices: Tensor  # [N] int64, the rows whose logits are wanted
+    follows: Tensor | None  # [2, F] int64: input rows, and whose sample of the step before they are
     attention: ops.AttentionMetadata
     lora: StepLora | None
 
@@ -36,12 +38,14 @@ def build_batch(
     lengths = [chunk.num_scheduled_tokens for chunk in chunks]
     num_tokens = sum(lengths)
     packed, num_sampling = _pack(chunks, num_tokens, block_size)
+    follows = _follows(chunks)
     on_device = torch.from_numpy(packed).to(device, non_blocking=True)
     return StepBatch(
         input_ids=on_device[:num_tokens],
         positions=on_device[num_tokens : 2 * num_tokens],
         slot_mapping=on_device[2 * num_tokens : 3 * num_tokens],
         logits_indices=on_device[3 * num_tokens : 3 * num_tokens + num_sampling],
+        follows=None if follows is None else follows.to(device, non_blocking=True),
         attention=ops.build_attention_metadata(
             _block_tables(chunks, block_size),
             lengths,
@@ -55,7 +59,11 @@ def build_batch(
 def _pack(
     chunks: tuple[ScheduledChunk, ...], num_tokens: int, block_size: int
 ) -> tuple[NDArray[np.int64], int]:
-    """Ids, positions, KV slots and logits rows in one array, so that one copy moves them."""
+    """Ids, positions, KV slots and logits rows in one array, so that one copy moves them.
+
+    A token that is not known yet is 0 here. Tokens computed again over the tree's blocks leave
+    those alone: their KV goes to the scrap block.
+    """
     packed = np.empty(4 * num_tokens, dtype=np.int64)
     ids, positions, slots, rows = packed.reshape(4, num_tokens)
     offset = num_sampling = 0
@@ -64,7 +72,8 @@ def _pack(
         end = offset + length
         token_ids, block_ids = chunk.request.token_ids, chunk.request.blocks.block_ids
         if length == 1:
-            ids[offset], positions[offset] = token_ids[start], start
+            ids[offset] = token_ids[start] if chunk.follows is None else 0
+            positions[offset] = start
             slots[offset] = block_ids[start // block_size] * block_size + start % block_size
         else:
             ids[offset:end] = token_ids[start : start + length]
@@ -72,11 +81,20 @@ def _pack(
             positions[offset:end] = position
             blocks = np.asarray(block_ids, dtype=np.int64)
             slots[offset:end] = blocks[position // block_size] * block_size + position % block_size
+        num_shared = chunk.request.blocks.num_shared_tokens - start
+        if num_shared > 0:
+            slots[offset : min(offset + num_shared, end)] = SCRAP_BLOCK * block_size
         if chunk.samples:
             rows[num_sampling] = end - 1
             num_sampling += 1
         offset = end
     return packed, num_sampling
+
+
+def _follows(chunks: tuple[ScheduledChunk, ...]) -> Tensor | None:
+    """Such chunks are of one token, so they are the first and their rows are their numbers."""
+    pairs = [(i, chunk.follows) for i, chunk in enumerate(chunks) if chunk.follows is not None]
+    return torch.tensor(pairs, dtype=torch.int64).T if pairs else None
 
 
 def _block_tables(chunks: tuple[ScheduledChunk, ...], block_size: int) -> list[list[int]]:
@@ -93,7 +111,16 @@ def _step_lora(
 ) -> StepLora | None:
     if bank is None:
         return None
-    leases = [chunk.request.slot for chunk in chunks]
-    slots = [None if lease is None else lease.slot for lease in leases]
-    mapping = build_mapping(slots, lengths, bank)
+    slots: list[int | None] = []
+    segments: list[int] = []
+    for chunk, length in zip(chunks, lengths, strict=True):
+        lease = chunk.request.slot
+        if lease is not None:  # an activated LoRA leaves the tokens before its start to the base
+            num_base = min(max(chunk.request.adapter_start - chunk.start, 0), length)
+            slots.append(None)
+            segments.append(num_base)
+            length -= num_base
+        slots.append(None if lease is None else lease.slot)
+        segments.append(length)
+    mapping = build_mapping(slots, segments, bank)
     return None if mapping is None else StepLora(bank, mapping)

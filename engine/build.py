@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ..kernels import ops
-from ..lora.adapter import AdapterConfig
-from ..lora.bank import AdapterBank
-from ..lora.errors import AdapterError
-from ..lora.loader import load_adapter
-from ..lora.shapes import ModuleShapes
-from ..lora.slots import AdapterSlots
-from ..lora.weights import AdapterWeights
+from .adapters import load_adapters
 from .batch import StepBatch
-from .blocks import BlockPool
-from .config import AdapterSource, Dtype, EngineConfig
+from .blocks import NUM_RESERVED_BLOCKS, BlockPool
+from .config import Dtype, EngineConfig
 from .errors import EngineStartError
-from .loop import EngineLoop
-from .memory import kv_budget, num_blocks_for
+from .kv_copier import KvCopier
+from .limits import SchedulerLimits
+from .loop import EngineLoop, EngineParts
+from .memory import host_blocks_for, kv_budget, num_blocks_for
 from .models.config import ModelConfig
 from .models.decoder import Decoder
+from .pins import Pins
+from .prefix_cache import PrefixCache
+from .restore_policy import RestorePolicy
 from .runner import ModelRunner
 from .sampler import Sampler, SamplingRow
-from .scheduler import Scheduler, SchedulerLimits
+from .scheduler import Scheduler
 from .types import EngineInfo, SamplingParams
 from .weights import load_decoder
 
@@ -43,9 +42,10 @@ def build_engine(config: EngineConfig, on_progress: Progress = lambda text: None
     max_model_len = _max_model_len(config, model)
     on_progress(f"loading {config.model} as {dtype_name(dtype)} on {device}")
     decoder = load_decoder(Path(config.model), model, dtype, device, max_model_len)
-    bank, slots = _load_adapters(config.adapters, decoder, on_progress)
+    adapters = load_adapters(config, decoder, on_progress)
     num_blocks = _num_blocks(config, decoder, max_model_len)
-    on_progress(f"{num_blocks - 1} KV blocks of {config.block_size} tokens")
+    num_usable = num_blocks - NUM_RESERVED_BLOCKS
+    on_progress(f"{num_usable} KV blocks of {config.block_size} tokens")
     info = EngineInfo(
         model=config.model,
         architecture=model.architecture,
@@ -55,17 +55,52 @@ def build_engine(config: EngineConfig, on_progress: Progress = lambda text: None
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
         block_size=config.block_size,
-        num_blocks=num_blocks - 1,
+        num_blocks=num_usable,
         eos_token_ids=list(model.eos_token_ids),
     )
-    scheduler = Scheduler(
-        BlockPool(num_blocks, config.block_size),
-        slots,
-        SchedulerLimits(max_model_len, config.max_num_seqs, config.max_num_batched_tokens),
-        model.eos_token_ids,
-    )
     runner = ModelRunner(decoder, num_blocks, config.block_size)
-    return EngineLoop(info, scheduler, runner, Sampler(), bank)
+    cache = _build_cache(config, decoder, runner, on_progress)
+    limits = _limits(config, max_model_len)
+    scheduler = Scheduler(cache, adapters.slots, limits, adapters.traits, model.eos_token_ids)
+    # The longest request must fit beside what is pinned.
+    max_pinned = num_usable - -(-max_model_len // config.block_size)
+    pins = Pins(cache, scheduler.intake, max_pinned, time.monotonic)
+    parts = EngineParts(scheduler, runner, Sampler(), adapters, pins)
+    return EngineLoop(info, parts, depth=int(config.async_scheduling))
+
+
+def _build_cache(
+    config: EngineConfig, decoder: Decoder, runner: ModelRunner, on_progress: Progress
+) -> PrefixCache:
+    """The prefix cache over the runner's pool, and its host tier if there is to be one."""
+    size = block_bytes(config, decoder)
+    offload_gb = config.kv_offload_gb if config.enable_prefix_caching else 0.0
+    num_host_blocks = host_blocks_for(offload_gb, size)
+    cache = PrefixCache(
+        BlockPool(runner.kv_pool.shape[2], config.block_size),
+        config.model,
+        enabled=config.enable_prefix_caching,
+        tenant_share=config.tenant_kv_share,
+        num_host_blocks=num_host_blocks,
+    )
+    if num_host_blocks:
+        on_progress(f"{num_host_blocks} KV blocks in host memory")
+        policy = RestorePolicy(size, config.block_size)
+        cache.attach_host(KvCopier(runner.kv_pool, num_host_blocks), policy)
+    return cache
+
+
+def _limits(config: EngineConfig, max_model_len: int) -> SchedulerLimits:
+    return SchedulerLimits(
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_step_rank=config.max_step_rank,
+        max_queued_requests=config.max_queued_requests,
+        policy=config.scheduling_policy,
+        max_overtake_cost=config.max_overtake_cost,
+        isolate_tenants=config.isolate_tenants,
+    )
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -112,64 +147,24 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return wanted or longest
 
 
-def _load_adapters(
-    sources: Sequence[AdapterSource], decoder: Decoder, on_progress: Progress
-) -> tuple[AdapterBank | None, AdapterSlots]:
-    """Load every adapter version of the configuration into a bank of just their size."""
-    versions = {source.digest: source for source in sources}
-    slots = AdapterSlots(len(versions))
-    if not versions:
-        return None, slots
-    shapes = module_shapes(decoder.config)
-    loaded: list[AdapterWeights] = []
-    for source in versions.values():
-        on_progress(f"loading adapter {source.path}")
-        loaded.append(_load_adapter(Path(source.path), shapes))
-    num_pages = Counter[str]()
-    for weights in loaded:
-        num_pages.update(weights.num_pages)
-    bank = AdapterBank(
-        shapes, shapes.num_layers, num_pages, decoder.dtype, decoder.device, len(versions)
-    )
-    for digest, weights in zip(versions, loaded, strict=True):
-        bank.load(slots.add(digest), weights)
-    return bank, slots
-
-
-def _load_adapter(path: Path, shapes: ModuleShapes) -> AdapterWeights:
-    try:
-        return load_adapter(path, AdapterConfig.from_directory(path), shapes)
-    except AdapterError as error:
-        raise AdapterError(f"adapter {path}", str(error)) from error
-
-
-def module_shapes(model: ModelConfig) -> ModuleShapes:
-    """The linears of ``model`` that can carry an adapter."""
-    return ModuleShapes.for_decoder(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        fused=model.fused_projections,
-    )
+def block_bytes(config: EngineConfig, decoder: Decoder) -> int:
+    """Bytes that one KV block takes over all layers."""
+    model = decoder.config
+    token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * decoder.dtype.itemsize
+    return token * config.block_size
 
 
 def _num_blocks(config: EngineConfig, decoder: Decoder, max_model_len: int) -> int:
     """Blocks of the KV pool, the reserved one included."""
-    model = decoder.config
-    token_bytes = (
-        2 * model.num_layers * model.num_kv_heads * model.head_dim * decoder.dtype.itemsize
-    )
-    block_bytes = token_bytes * config.block_size
-    wanted_blocks = config.max_num_seqs * -(-max_model_len // config.block_size) + 1
+    size = block_bytes(config, decoder)
+    blocks_each = -(-max_model_len // config.block_size)
+    wanted_blocks = config.max_num_seqs * blocks_each + NUM_RESERVED_BLOCKS
     if decoder.device.type == "cuda" and config.kv_cache_gb is None:
         run_largest_step(config, decoder, max_model_len)
         # Attention copies one layer's keys and values, padded to twice their size at most.
-        block_bytes += 2 * block_bytes // model.num_layers
-    budget = kv_budget(config, decoder.device, wanted_blocks * block_bytes)
-    fitting = num_blocks_for(budget, block_bytes, config.block_size, max_model_len)
+        size += 2 * size // decoder.config.num_layers
+    budget = kv_budget(config, decoder.device, wanted_blocks * size)
+    fitting = num_blocks_for(budget, size, config.block_size, max_model_len)
     return min(fitting, wanted_blocks)
 
 
@@ -186,6 +181,7 @@ def run_largest_step(config: EngineConfig, decoder: Decoder, max_model_len: int)
         positions=torch.arange(num_tokens, device=device),
         slot_mapping=torch.arange(size, size + num_tokens, device=device),
         logits_indices=tokens[:rows],
+        follows=None,
         attention=ops.build_attention_metadata(
             [list(range(1, num_blocks))], [num_tokens], [num_tokens], device
         ),

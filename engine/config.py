@@ -28,6 +28,8 @@ class EngineConfig:
     ``kv_offload_gb`` is host memory for blocks that leave the pool. Requests of different
     tenants share no KV blocks while ``isolate_tenants``.
 
+    With ``async_scheduling`` the next step is planned while the last one runs.
+
     ``max_loras`` adapters are on the device at once (None: all), the ranks of those in one step
     sum to ``max_step_rank`` at most. ``max_queued_requests`` None sets no limit. A request is
     overtaken by at most ``max_overtake_cost`` cost units (see docs/decisions on fairness);
@@ -51,6 +53,7 @@ class EngineConfig:
     max_loras: int | None = None
     max_step_rank: int | None = None
     scheduling_policy: SchedulingPolicy = "fair"
+    async_scheduling: bool = False
     max_queued_requests: int | None = None
     max_overtake_cost: int = 65536
     tenant_kv_share: float = 0.5

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from ..lora.bank import AdapterBank
+from .adapters import EngineAdapters
 from .batch import build_batch
+from .cache_report import report_cache
+from .cache_types import CacheEvent, CacheReport, PinReport, PrefixTarget
 from .errors import RequestError
+from .pins import Pins
+from .pipeline import FinishedStep, StepPipeline
 from .plan import SampledToken, ScheduledChunk, StepPlan
 from .runner import ModelRunner
 from .sampler import Sampler, SamplingRow
@@ -21,27 +26,40 @@ from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 logger = logging.getLogger(__name__)
 
 
-class EngineLoop:
-    """One engine: requests in through ``add``, tokens out of ``step``."""
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What an engine is made of."""
 
-    def __init__(
-        self,
-        info: EngineInfo,
-        scheduler: Scheduler,
-        runner: ModelRunner,
-        sampler: Sampler,
-        bank: AdapterBank | None,
-    ) -> None:
+    scheduler: Scheduler
+    runner: ModelRunner
+    sampler: Sampler
+    adapters: EngineAdapters
+    pins: Pins
+
+
+class EngineLoop:
+    """One engine: requests in through ``add``, tokens out of ``step``.
+
+    ``depth`` is the number of steps that may be under way when the next one is planned.
+    """
+
+    def __init__(self, info: EngineInfo, parts: EngineParts, depth: int = 0) -> None:
         self.info = info
-        self._scheduler = scheduler
-        self._runner = runner
-        self._sampler = sampler
-        self._bank = bank
+        self.pins = parts.pins
+        self._scheduler = parts.scheduler
+        self._runner = parts.runner
+        self._sampler = parts.sampler
+        self._adapters = parts.adapters
         self._device = torch.device(info.device)
+        self._pipeline = StepPipeline(parts.scheduler, self._launch, depth)
+        self._previous_token_ids: Tensor | None = None
         self._meter = StepMeter()
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queue a request; raises RequestError for one that could never run."""
+    def add(self, request: GenerationRequest) -> list[TokenOutput]:
+        """Queue a request; returns those refused because the queue is full, itself or another.
+
+        Raises RequestError for one that could never run.
+        """
         params = request.params
         if params.seed is None:
             raise RequestError("seed", "must be set by the time a request reaches the engine")
@@ -50,21 +68,22 @@ class EngineLoop:
         self._check_token_ids("prompt", request.prompt_token_ids)
         self._check_token_ids("stop_token_ids", params.stop_token_ids)
         self._check_token_ids("logit_bias", params.logit_bias)
-        self._scheduler.add(request)
+        refused = self._scheduler.add(request)
         self._meter.num_prompt_tokens += len(request.prompt_token_ids)
+        return refused
 
     def _check_token_ids(self, field: str, ids: Collection[int]) -> None:
         if ids and (min(ids) < 0 or max(ids) >= self.info.vocab_size):
             raise RequestError(field, f"token ids must be in [0, {self.info.vocab_size})")
 
     def abort(self, request_id: str) -> None:
-        """End a request; its blocks are free when this returns."""
+        """End a request; its blocks are free once no step under way reads them."""
         self._scheduler.abort(request_id)
 
     @property
     def has_work(self) -> bool:
         """Whether a step would have anything to consider."""
-        return self._scheduler.has_requests
+        return self._pipeline.has_work
 
     @property
     def num_steps(self) -> int:
@@ -73,41 +92,66 @@ class EngineLoop:
 
     def step(self) -> list[TokenOutput]:
         """One step; a step that fails ends its own requests, and the next one goes on."""
-        plan = self._scheduler.schedule()
-        if not plan.chunks:
+        self.pins.expire()
+        outputs = self._bring_adapters()
+        for finished in self._pipeline.advance():
+            self._note(finished)
+            outputs += finished.outputs
+        return outputs
+
+    def tend(self) -> bool:
+        """See to copies and pins when there is no work; whether more is to be done soon."""
+        self.pins.expire()
+        cache = self._scheduler.cache
+        cache.advance()
+        return cache.host is not None and cache.host.is_busy
+
+    def _bring_adapters(self) -> list[TokenOutput]:
+        """Have the adapters of the next requests brought to the device."""
+        residency = self._adapters.residency
+        if residency is None:
             return []
-        started = time.perf_counter()
-        try:
-            outputs = self._scheduler.apply(plan, self._execute(plan))
-        except Exception as error:
-            logger.exception("a step failed")
+        for digest in residency.advance(self._scheduler.wanted_adapters()):
+            self._scheduler.charge_load(digest)
+        outputs = []
+        for digest, error in residency.failures().items():
+            outputs += self._scheduler.fail_adapter(digest, f"its adapter can't be loaded: {error}")
+        return outputs
+
+    def _note(self, finished: FinishedStep) -> None:
+        if finished.error is not None:
+            logger.error("a step failed", exc_info=finished.error)
             if self._device.type == "cuda":
                 # After a device-side fault every step fails: better that this raises and the
                 # process ends, so that it can be started again.
                 torch.cuda.synchronize(self._device)
             self._meter.num_failed_steps += 1
-            outputs = self._scheduler.fail(plan, f"{type(error).__name__}: {error}")
-        self._meter.record(time.perf_counter() - started, outputs)
-        return outputs
+        elif self._scheduler.cache.host is not None:
+            num_tokens = sum(chunk.num_scheduled_tokens for chunk in finished.plan.chunks)
+            self._scheduler.cache.host.policy.computed(num_tokens, finished.seconds)
+        self._meter.record(finished.seconds, finished.outputs)
 
     @torch.inference_mode()
-    def _execute(self, plan: StepPlan) -> list[SampledToken]:
-        batch = build_batch(plan, self.info.block_size, self._bank, self._device)
-        logits = self._runner.execute(batch, plan.zero_block_ids)
+    def _launch(self, plan: StepPlan) -> LaunchedStep:
+        batch = build_batch(plan, self.info.block_size, self._adapters.bank, self._device)
+        logits = self._runner.execute(batch, plan.zero_block_ids, self._previous_token_ids)
         chunks = plan.sampling_chunks()
         if not chunks:
-            return []
+            return LaunchedStep([])
         sampled = self._sampler.sample(logits, self._rows(chunks))
-        return [
-            SampledToken(token_id, sampled.logprobs[row], sampled.errors.get(row))
-            for row, token_id in enumerate(sampled.token_ids)
-        ]
+        self._previous_token_ids = torch.tensor(sampled.token_ids).clamp_(0).to(self._device)
+        return LaunchedStep(
+            [
+                SampledToken(token_id, sampled.logprobs[row], sampled.errors.get(row))
+                for row, token_id in enumerate(sampled.token_ids)
+            ]
+        )
 
     def _rows(self, chunks: Sequence[ScheduledChunk]) -> list[SamplingRow]:
         return [
             SamplingRow(
                 params=chunk.request.params,
-                position=chunk.request.num_tokens,
+                position=chunk.end,
                 choice_index=chunk.request.choice_index,
                 prompt_token_ids=chunk.request.prompt_token_ids,
                 output_token_ids=chunk.request.output_token_ids,
@@ -116,30 +160,77 @@ class EngineLoop:
             for chunk in chunks
         ]
 
+    # -- the prefix cache, for admins --------------------------------------------------------------
+
+    def report_cache(self, max_prefixes: int) -> CacheReport:
+        """The prefix cache as it stands."""
+        scheduler = self._scheduler
+        return report_cache(scheduler.cache, scheduler.use, self.pins, max_prefixes)
+
+    def reset_cache(self) -> int:
+        """Forget every cached prefix, pinned ones too; returns the number of blocks."""
+        self.pins.clear()
+        return self._scheduler.cache.blocks.reset()
+
+    def pin_prefix(self, target: PrefixTarget, ttl_seconds: float) -> PinReport:
+        """Keep a cached prefix on the device; raises RequestError if that can't be."""
+        self._check_token_ids("prompt", target.prompt_token_ids)
+        return self.pins.add(target, ttl_seconds)
+
+    def subscribe(self, listener: Callable[[CacheEvent], None]) -> None:
+        """Have ``listener`` told, on this thread, of all that the prefix cache stores and drops."""
+        self._scheduler.cache.subscribe(listener)
+
     def stats(self) -> EngineStats:
         """Where the engine stands now."""
         scheduler, meter = self._scheduler, self._meter
+        cache, residency = scheduler.cache, self._adapters.residency
+        running, waiting = scheduler.adapters_in_use()
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
-            num_free_blocks=scheduler.num_free_blocks,
-            num_blocks=scheduler.num_usable_blocks,
+            num_waiting=scheduler.num_waiting,
+            num_free_blocks=cache.blocks.num_available,
+            num_blocks=cache.pool.num_usable,
             num_steps=meter.num_steps,
             num_failed_steps=meter.num_failed_steps,
             num_preemptions=scheduler.num_preemptions,
             num_prompt_tokens=meter.num_prompt_tokens,
+            num_computed_prompt_tokens=scheduler.num_computed_prompt_tokens,
             num_generation_tokens=meter.num_generation_tokens,
+            num_cached_blocks=cache.blocks.num_cached,
+            num_evictable_blocks=cache.blocks.num_evictable,
+            num_pinned_blocks=self.pins.num_blocks,
+            num_evicted_blocks=cache.blocks.num_evicted,
+            num_host_blocks=cache.blocks.host.num_used,
+            max_host_blocks=cache.blocks.host.num_blocks,
+            num_offloaded_blocks=0 if cache.host is None else cache.host.num_offloaded,
+            num_restored_blocks=0 if cache.host is None else cache.host.num_restored,
+            num_overloaded=scheduler.num_overloaded,
+            num_adapter_loads=0 if residency is None else residency.num_loads,
             last_step_seconds=meter.last_step_seconds,
             p99_step_seconds=meter.p99_step_seconds,
-            running_adapters=sorted({r.adapter for r in scheduler.running if r.adapter}),
-            waiting_adapters=sorted({r.adapter for r in scheduler.waiting if r.adapter}),
+            running_adapters=running,
+            waiting_adapters=waiting,
         )
 
     def check(self) -> None:
         """Assert the invariants of everything that is held; for tests and idle times."""
         self._scheduler.check()
-        if self._bank is not None:
-            self._bank.check()
+        if self._adapters.residency is not None:
+            self._adapters.residency.check()
+        elif self._adapters.bank is not None:
+            self._adapters.bank.check()
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step that has run: the sampler has waited for it."""
+
+    tokens: list[SampledToken]
+
+    def result(self) -> list[SampledToken]:
+        """One entry a sampling chunk."""
+        return self.tokens
 
 
 class StepMeter:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from .blocks import NUM_RESERVED_BLOCKS
 from .config import EngineConfig
 from .errors import EngineStartError
 
@@ -53,20 +54,37 @@ def _stated_budget(kv_cache_gb: float, device: torch.device) -> int:
     return budget
 
 
+def host_blocks_for(kv_offload_gb: float, block_bytes: int) -> int:
+    """Blocks of host memory for KV that leaves the pool; 0 for a ``kv_offload_gb`` of 0.
+
+    Raises EngineStartError for more than the machine has, and for too little to hold a block.
+    """
+    budget, available = int(kv_offload_gb * GIB), machine_memory()
+    if budget > available:
+        raise EngineStartError(
+            f"kv_offload_gb: {kv_offload_gb:g} is more than the {_size(available)} there is"
+        )
+    if kv_offload_gb and budget < block_bytes:
+        raise EngineStartError(
+            f"kv_offload_gb: {kv_offload_gb:g} is less than one block, {_size(block_bytes)}"
+        )
+    return budget // block_bytes
+
+
 def _size(num_bytes: int) -> str:
     unit, name = (GIB, "GiB") if num_bytes >= GIB else (MIB, "MiB")
     return f"{num_bytes / unit:.3g} {name}"
 
 
 def num_blocks_for(budget: int, block_bytes: int, block_size: int, max_model_len: int) -> int:
-    """Blocks that fit in ``budget`` bytes, the reserved block 0 among them.
+    """Blocks that fit in ``budget`` bytes, the reserved ones among them.
 
     Raises EngineStartError when one sequence of ``max_model_len`` tokens would not fit.
     """
     num_blocks = budget // block_bytes
-    needed = -(-max_model_len // block_size) + 1
+    needed = -(-max_model_len // block_size) + NUM_RESERVED_BLOCKS
     if num_blocks < needed:
-        fits = max(0, (num_blocks - 1) * block_size)
+        fits = max(0, (num_blocks - NUM_RESERVED_BLOCKS) * block_size)
         raise EngineStartError(
             f"the KV cache of {_size(budget)} holds {fits} tokens, fewer than "
             f"max_model_len {max_model_len}, which needs {_size(needed * block_bytes)}: "

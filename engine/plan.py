@@ -12,22 +12,33 @@ from .types import TokenLogprobs
 class ScheduledChunk:
     """Tokens [start, start + num_scheduled_tokens) of one request, computed in this step.
 
-    ``samples`` says that the chunk ends at the request's last known token, so that its
-    last row gives the next one.
+    ``samples`` says that the chunk ends at the request's last token, so that its last row gives
+    the next one. ``follows`` is set where the chunk's one token is not known yet: it is the one
+    that the step before samples for this row of its logits.
     """
 
     request: Request
     start: int
     num_scheduled_tokens: int
     samples: bool
+    follows: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The position behind the last one computed."""
+        return self.start + self.num_scheduled_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: its chunks, those of one token first, and blocks to clear beforehand."""
+    """One step: its chunks, those of one token first, and blocks to clear beforehand.
+
+    ``number`` counts the launched steps from 1 on.
+    """
 
     chunks: tuple[ScheduledChunk, ...]
     zero_block_ids: tuple[int, ...] = ()
+    number: int = 0
 
     def sampling_chunks(self) -> list[ScheduledChunk]:
         """The chunks that give a token, in batch order: the rows of the logits."""

@@ -15,9 +15,14 @@ from .errors import RequestError
 from .loop import EngineLoop
 from .messages import (
     Abort,
+    CallDone,
     FromEngine,
     Generate,
+    PinPrefix,
     Progress,
+    RemovePin,
+    ReportCache,
+    ResetCache,
     Start,
     Started,
     StartFailed,
@@ -86,7 +91,9 @@ class EngineServer:
             self._rejected = []
         if loop.has_work:
             self._receive(loop, 0 if stepped else STALLED_POLL_MS)
-        elif not self._receive(loop, IDLE_POLL_MS) and loop.num_steps > self._num_steps_checked:
+            return
+        timeout_ms = STALLED_POLL_MS if loop.tend() else IDLE_POLL_MS
+        if not self._receive(loop, timeout_ms) and loop.num_steps > self._num_steps_checked:
             loop.check()
             self._num_steps_checked = loop.num_steps
 
@@ -99,26 +106,55 @@ class EngineServer:
             try:
                 self._take(loop, self._decoder.decode(payload))
             except (RequestError, msgspec.MsgspecError) as error:
-                self._reject(request_id.decode(errors="replace"), str(error))
+                self._refuse(request_id.decode(errors="replace"), str(error))
         return received
 
     def _take(self, loop: EngineLoop, message: ToEngine) -> None:
         if isinstance(message, Generate):
-            loop.add(message.request)
+            self._rejected += loop.add(message.request)
         elif isinstance(message, Abort):
             loop.abort(message.request_id)
             if not loop.has_work:
                 self._send(StepDone([], loop.stats()))
         elif isinstance(message, Stop):
             self._stopping = True
+        elif isinstance(message, ReportCache | ResetCache | PinPrefix | RemovePin):
+            self._send(_answer(loop, message))
+            self._send(StepDone([], loop.stats()))
 
-    def _reject(self, request_id: str, error: str) -> None:
+    def _refuse(self, request_id: str, error: str) -> None:
         self._rejected.append(
-            TokenOutput(request_id=request_id, token_ids=[], finish_reason="error", error=error)
+            TokenOutput(
+                request_id=request_id,
+                token_ids=[],
+                finish_reason="error",
+                error=error,
+                error_kind="refused",
+            )
         )
 
     def _send(self, message: FromEngine) -> None:
         self._socket.send(self._encoder.encode(message))
+
+
+def _answer(
+    loop: EngineLoop, message: ReportCache | ResetCache | PinPrefix | RemovePin
+) -> CallDone:
+    """Do what an admin asks for, between two steps."""
+    try:
+        match message:
+            case ReportCache():
+                report = loop.report_cache(message.max_prefixes)
+                return CallDone(message.call_id, report=report)
+            case ResetCache():
+                return CallDone(message.call_id, count=loop.reset_cache())
+            case PinPrefix():
+                pin = loop.pin_prefix(message.target, message.ttl_seconds)
+                return CallDone(message.call_id, pin=pin)
+            case RemovePin():
+                return CallDone(message.call_id, count=int(loop.pins.remove(message.pin_id)))
+    except RequestError as error:
+        return CallDone(message.call_id, error_field=error.field, error=error.message)
 
 
 def main(address: str, parent: int) -> int:

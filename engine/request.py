@@ -6,7 +6,8 @@ import enum
 from dataclasses import dataclass, field
 
 from ..lora.slots import SlotLease
-from .blocks import BlockLease
+from .prefix_cache import BlockLease
+from .prefix_key import PrefixKey
 from .types import FinishReason, GenerationRequest, SamplingParams
 
 
@@ -20,29 +21,50 @@ class RequestStatus(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """``num_computed_tokens`` chases ``num_tokens``: prefill, decode and recompute alike."""
+    """``num_computed_tokens`` chases ``num_tokens``: prefill, decode and recompute alike.
+
+    A token counts as computed once a step that computes it is launched. ``num_pending_tokens``
+    (0 or 1) is the token that a launched step samples and nobody has seen yet. ``last_step`` is
+    the last launched step that reads this request's blocks and slot.
+
+    ``adapter_start`` is the first position that the adapter computes: 0, but for activated LoRA.
+    ``ticket`` is the fair queue's own.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
     blocks: BlockLease
+    key: PrefixKey
     arrival: int
     queued_at: float
     adapter: str | None = None
+    adapter_start: int = 0
     choice_index: int = 0
     priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
     status: RequestStatus = RequestStatus.WAITING
     token_ids: list[int] = field(default_factory=list)
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_pending_tokens: int = 0
+    num_cached_tokens: int | None = None
     num_preemptions: int = 0
+    last_step: int = 0
     slot: SlotLease | None = None
     finish_reason: FinishReason | None = None
     queue_seconds: float | None = None
+    ticket: object | None = None
 
     @classmethod
     def from_generation(
-        cls, generation: GenerationRequest, blocks: BlockLease, arrival: int, queued_at: float
+        cls,
+        generation: GenerationRequest,
+        key: PrefixKey,
+        blocks: BlockLease,
+        arrival: int,
+        queued_at: float,
     ) -> Request:
         """A waiting request; ``arrival`` orders requests by age, ``queued_at`` is in seconds."""
         return cls(
@@ -50,20 +72,28 @@ class Request:
             prompt_token_ids=generation.prompt_token_ids,
             params=generation.params,
             blocks=blocks,
+            key=key,
             arrival=arrival,
             queued_at=queued_at,
             adapter=generation.adapter,
             choice_index=generation.choice_index,
             priority=generation.priority,
+            tenant=generation.tenant,
+            weight=generation.weight,
             token_ids=list(generation.prompt_token_ids),
         )
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output tokens known so far."""
-        return len(self.token_ids)
+        """Prompt and output tokens, the pending one included."""
+        return len(self.token_ids) + self.num_pending_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens whose KV is not in the cache yet; at least 1 for a live request."""
-        return len(self.token_ids) - self.num_computed_tokens
+        """Tokens whose KV no launched step computes; at least 1 for a live request."""
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens, the pending one included."""
+        return len(self.output_token_ids) + self.num_pending_tokens

@@ -21,8 +21,25 @@ class ModelRunner:
         self._pool = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
         self._kv_caches = [(layer[0], layer[1]) for layer in self._pool]
 
-    def execute(self, batch: StepBatch, zero_block_ids: Sequence[int] = ()) -> Tensor:
-        """One step, in inference mode -> float32 logits [N, vocab], a row a sampling request."""
+    @property
+    def kv_pool(self) -> Tensor:
+        """The pool; only for copies of blocks that no step uses."""
+        return self._pool
+
+    def execute(
+        self,
+        batch: StepBatch,
+        zero_block_ids: Sequence[int] = (),
+        previous_token_ids: Tensor | None = None,
+    ) -> Tensor:
+        """One step, in inference mode -> float32 logits [N, vocab], a row a sampling request.
+
+        ``previous_token_ids`` [N of the step before] are what it sampled, for a batch that follows.
+        """
+        if batch.follows is not None:
+            assert previous_token_ids is not None
+            rows, samples = batch.follows
+            batch.input_ids.index_copy_(0, rows, previous_token_ids.index_select(0, samples))
         if zero_block_ids:
             blocks = torch.tensor(zero_block_ids, device=self._pool.device)
             self._pool.index_fill_(2, blocks, 0)

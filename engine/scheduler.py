@@ -3,76 +3,109 @@
 from __future__ import annotations
 
 import time
-from bisect import insort
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from ..lora.slots import AdapterSlots
-from .blocks import BlockLease, BlockPool
+from ..lora.traits import AdapterTraits
+from .admission import LOOKAHEAD, Admission, StepDraft
+from .cache_use import CacheUse
 from .errors import RequestError
+from .fair_queue import FairQueue
+from .finish import can_run_ahead, finish_reason
+from .intake import Intake
+from .limits import SchedulerLimits
 from .plan import SampledToken, ScheduledChunk, StepPlan
-from .policy import choose_victim, scheduling_order
+from .prefix_cache import PrefixCache
 from .request import Request, RequestStatus
+from .retry_after import RetryAfter
+from .seats import Seats
 from .types import FinishReason, GenerationRequest, TokenOutput
 
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """Bounds of one step and of one request; counts of tokens and requests."""
-
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
+PREFILL_COST, DECODE_COST, BYTES_PER_COST = 1.0, 2.0, 1 << 20
+MAX_PASSED = 32
+"""Waiting requests that a step looks at in vain before it lets the others be."""
 
 
 class Scheduler:
-    """Owns every live request; one token budget a step, no prefill or decode phases."""
+    """Owns every live request; one token budget a step, no prefill or decode phases.
+
+    Steps may be planned one ahead: ``schedule`` can be called once more before ``apply``.
+    ``needs_drain`` says that the last ``schedule`` left something undone which can only be done
+    when no step is under way.
+    """
 
     def __init__(
         self,
-        pool: BlockPool,
+        cache: PrefixCache,
         slots: AdapterSlots,
         limits: SchedulerLimits,
+        adapters: Mapping[str, AdapterTraits],
         eos_token_ids: tuple[int, ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pool = pool
-        self._slots = slots
+        self.cache = cache
+        self.intake = Intake(cache, adapters, limits.max_model_len, limits.isolate_tenants)
+        self.use = CacheUse()
         self._limits = limits
+        self._adapters = adapters
         self._eos_token_ids = frozenset(eos_token_ids)
         self._clock = clock
-        self._max_running = min(limits.max_num_seqs, limits.max_num_batched_tokens)
         self._requests: dict[str, Request] = {}
         self._num_arrivals = 0
-        self._blocks_to_zero: list[int] = []
-        self.waiting: list[Request] = []
-        self.running: list[Request] = []
-        self.num_preemptions = 0
-
-    def add(self, generation: GenerationRequest) -> None:
-        """Queue a request; raises RequestError for one that could never run."""
-        self._validate(generation)
-        request = Request.from_generation(
-            generation, BlockLease(self._pool), self._num_arrivals, self._clock()
+        self._queue = FairQueue(limits.policy, limits.max_overtake_cost)
+        self._seats = Seats(
+            cache,
+            self._queue,
+            adapters,
+            min(limits.max_num_seqs, limits.max_num_batched_tokens),
+            limits.max_step_rank,
         )
-        self._num_arrivals += 1
-        self._requests[request.request_id] = request
-        insort(self.waiting, request, key=scheduling_order)
+        self._admission = Admission(cache, slots, self._queue, self._seats)
+        self._retry_after = RetryAfter(clock)
+        self._live_adapters: Counter[str] = Counter()
+        self._row_of: dict[str, int] = {}
+        self.needs_drain = False
+        self.num_preemptions = 0
+        self.num_overloaded = 0
+        self.num_computed_prompt_tokens = 0
 
-    def _validate(self, generation: GenerationRequest) -> None:
-        num_tokens = len(generation.prompt_token_ids)
+    # -- requests in and out ---------------------------------------------------------------------
+
+    def add(self, generation: GenerationRequest) -> list[TokenOutput]:
+        """Queue a request; returns those refused because the queue is full, itself or another.
+
+        Raises RequestError for one that could never run.
+        """
         if generation.request_id in self._requests:
             raise RequestError("request_id", f"{generation.request_id!r} is in use")
-        if not num_tokens:
-            raise RequestError("prompt", "must have at least one token")
-        if num_tokens >= self._limits.max_model_len:
-            raise RequestError(
-                "prompt",
-                f"has {num_tokens} tokens; with one to generate, the most is "
-                f"{self._limits.max_model_len - 1}",
-            )
-        if generation.adapter is not None and generation.adapter not in self._slots:
-            raise RequestError("adapter", f"{generation.adapter!r} is not loaded")
+        self.intake.check(generation)
+        refused: list[TokenOutput] = []
+        limit = self._limits.max_queued_requests
+        if limit is not None and self.num_waiting >= limit:
+            other = self._queue.shed(generation.tenant)
+            self.num_overloaded += 1
+            if other is None:
+                return [self._overloaded(generation.request_id)]
+            self._finish(other, "error")
+            refused = [self._overloaded(other.request_id)]
+        request = self.intake.open(generation, self._num_arrivals, self._clock())
+        self._num_arrivals += 1
+        self._requests[request.request_id] = request
+        self._queue.push(request)
+        if request.adapter is not None:
+            self._live_adapters[request.adapter] += 1
+        return refused
+
+    def _overloaded(self, request_id: str) -> TokenOutput:
+        return TokenOutput(
+            request_id=request_id,
+            token_ids=[],
+            finish_reason="error",
+            error="too many requests are waiting",
+            error_kind="overloaded",
+            retry_after=self._retry_after.seconds(self.num_waiting),
+        )
 
     def abort(self, request_id: str) -> None:
         """End a request and free what it holds; an unknown or ended one is no error."""
@@ -80,74 +113,112 @@ class Scheduler:
         if request is not None:
             self._finish(request, "abort")
 
+    def fail_adapter(self, adapter: str, error: str) -> list[TokenOutput]:
+        """End the requests that wait for an adapter which can't be had."""
+        waiting = [
+            request
+            for request in self._requests.values()
+            if request.adapter == adapter and request.status is RequestStatus.WAITING
+        ]
+        return [self._finish(request, "error", error) for request in waiting]
+
+    def charge_load(self, adapter: str) -> None:
+        """Charge an adapter's way to the device to the tenant that will use it first."""
+        for request in self._queue.upcoming(LOOKAHEAD):
+            if request.adapter == adapter:
+                self._queue.charge(request, self._adapters[adapter].num_bytes / BYTES_PER_COST)
+                return
+
+    def wanted_adapters(self) -> list[str]:
+        """Adapters of the next waiting requests, in scheduling order."""
+        upcoming = self._queue.upcoming(LOOKAHEAD)
+        return list(dict.fromkeys(r.adapter for r in upcoming if r.adapter is not None))
+
+    # -- one step ----------------------------------------------------------------------------------
+
     def schedule(self) -> StepPlan:
         """Choose this step's work; blocks and slots for it are held when it returns."""
-        chunks: list[ScheduledChunk] = []
-        budget = self._limits.max_num_batched_tokens
-        num_preemptions = self.num_preemptions
-        for request in sorted(self.running, key=_decodes_first):
-            if request.status is RequestStatus.RUNNING and budget:
-                num_tokens = min(request.num_uncomputed_tokens, budget)
-                if self._make_room(request, request.num_computed_tokens + num_tokens, chunks):
-                    chunks.append(_chunk(request, num_tokens))
-                    budget -= num_tokens
-                    if self.num_preemptions > num_preemptions:  # a victim's share is free again
-                        budget = self._limits.max_num_batched_tokens - _num_tokens(chunks)
-        if num_preemptions == self.num_preemptions:
-            self._admit(chunks, budget)
-        chunks.sort(key=_batch_order)
-        return StepPlan(tuple(chunks), tuple(self._blocks_to_zero))
+        self.cache.advance()
+        step = StepDraft(self._limits.max_num_batched_tokens)
+        self._plan_decodes(step)
+        if not step.preempted:
+            self._plan_prefills(step)
+        self.num_preemptions += len(step.preempted)
+        self.needs_drain = step.needs_drain
+        return self._launch(step.chunks) if step.chunks else StepPlan(())
 
-    def _make_room(self, request: Request, num_tokens: int, chunks: list[ScheduledChunk]) -> bool:
-        """Grow the request's lease, preempting the last in rank while blocks are short."""
-        while not request.blocks.grow(num_tokens):
-            victim = choose_victim(self.running)
-            chunks[:] = [chunk for chunk in chunks if chunk.request is not victim]
-            self._preempt(victim)
-            if victim is request:
-                return False
+    def _launch(self, chunks: list[ScheduledChunk]) -> StepPlan:
+        number = self._seats.fence.launch()
+        chunks.sort(key=_batch_order)
+        self._row_of.clear()
+        for chunk in chunks:
+            request = chunk.request
+            request.num_computed_tokens = chunk.end
+            request.last_step = number
+            if chunk.samples:
+                request.num_pending_tokens += 1
+                self._row_of[request.request_id] = len(self._row_of)
+        return StepPlan(tuple(chunks), self.cache.pool.blocks_to_clear(), number)
+
+    def _plan_decodes(self, step: StepDraft) -> None:
+        for request in list(self._seats.running):
+            if not step.budget:
+                return
+            if request.status is not RequestStatus.RUNNING or request in self._queue:
+                continue
+            if not can_run_ahead(request, self._limits.max_model_len):
+                continue
+            if self._admission.make_room(request, step):
+                self._add_chunk(step, request, 1)
+                self._queue.charge(request, DECODE_COST)
+
+    def _add_chunk(self, step: StepDraft, request: Request, num_tokens: int) -> None:
+        start = request.num_computed_tokens
+        follows = self._row_of[request.request_id] if start >= len(request.token_ids) else None
+        samples = start + num_tokens == request.num_tokens
+        step.chunks.append(ScheduledChunk(request, start, num_tokens, samples, follows))
+        step.budget -= num_tokens
+
+    def _plan_prefills(self, step: StepDraft) -> None:
+        """Spend the rest of the budget in fair order, on prefills under way and waiting ones."""
+        num_passed = 0
+        for request in self._queue.candidates():
+            if not step.budget or step.is_full or num_passed == MAX_PASSED:
+                break
+            if request.status is RequestStatus.RUNNING or self._start(request, step):
+                self._plan_prefill(request, step)
+            elif self._queue.overdue(request):
+                break  # nobody overtakes it any more
+            else:
+                num_passed += 1
+        planned = {chunk.request for chunk in step.chunks}
+        for request in self._seats.running:  # when no one else can start, those go on that have
+            if step.budget and request in self._queue and request not in planned:
+                self._plan_prefill(request, step)
+        for chunk in step.chunks:
+            if chunk.samples and chunk.request in self._queue:
+                self._queue.remove(chunk.request)
+
+    def _plan_prefill(self, request: Request, step: StepDraft) -> None:
+        num_tokens = min(request.num_uncomputed_tokens, step.budget)
+        self._add_chunk(step, request, num_tokens)
+        self._queue.charge(request, num_tokens * PREFILL_COST)
+        self.num_computed_prompt_tokens += num_tokens
+
+    def _start(self, request: Request, step: StepDraft) -> bool:
+        if not self._admission.admit(request, step):
+            return False
+        if request.queue_seconds is None:
+            request.queue_seconds = self._clock() - request.queued_at
+            request.num_cached_tokens = request.num_computed_tokens
+            self.use.count(request)
         return True
 
-    def _preempt(self, request: Request) -> None:
-        self.num_preemptions += 1
-        request.num_preemptions += 1
-        self._release(request)
-        self.running.remove(request)
-        request.num_computed_tokens = 0
-        request.status = RequestStatus.WAITING
-        insort(self.waiting, request, key=scheduling_order)
-
-    def _admit(self, chunks: list[ScheduledChunk], budget: int) -> None:
-        """Start waiting requests in scheduling order; one that waits for its adapter is passed."""
-        admitted: list[Request] = []
-        for request in self.waiting:
-            if not budget or len(self.running) >= self._max_running:
-                break
-            if request.blocks.num_missing(request.num_tokens) > self._pool.num_free:
-                break
-            if not self._lease_slot(request):
-                continue
-            request.blocks.grow(request.num_tokens)
-            request.status = RequestStatus.RUNNING
-            if request.queue_seconds is None:
-                request.queue_seconds = self._clock() - request.queued_at
-            self.running.append(request)
-            admitted.append(request)
-            num_tokens = min(request.num_uncomputed_tokens, budget)
-            chunks.append(_chunk(request, num_tokens))
-            budget -= num_tokens
-        if admitted:
-            self.waiting = [r for r in self.waiting if r.status is RequestStatus.WAITING]
-
-    def _lease_slot(self, request: Request) -> bool:
-        if request.adapter is None:
-            return True
-        request.slot = self._slots.acquire(request.adapter)
-        return request.slot is not None
+    # -- after a step ------------------------------------------------------------------------------
 
     def apply(self, plan: StepPlan, sampled: list[SampledToken]) -> list[TokenOutput]:
         """Take in a finished step; ``sampled`` has one entry a sampling chunk."""
-        del self._blocks_to_zero[: len(plan.zero_block_ids)]
+        self._seats.fence.finish(plan.number)
         tokens = iter(sampled)
         outputs = []
         for chunk in plan.chunks:
@@ -155,46 +226,49 @@ class Scheduler:
             request = chunk.request
             if request.status is not RequestStatus.RUNNING:
                 continue
-            request.num_computed_tokens += chunk.num_scheduled_tokens
+            if token is not None and token.error is not None:
+                outputs.append(self._finish(request, "error", token.error))
+                continue
+            self._commit(request, chunk.end)
             if token is not None:
                 outputs.append(self._advance(request, token))
         return outputs
 
+    def _commit(self, request: Request, num_computed_tokens: int) -> None:
+        if num_computed_tokens // self.cache.block_size <= request.blocks.num_shared:
+            return
+        request.key.extend_to(request.token_ids)
+        spare = self.cache.commit(request.blocks, request.key, num_computed_tokens)
+        if spare is not None:
+            self._seats.fence.release(spare, request.last_step)
+        if num_computed_tokens < len(request.token_ids):
+            self._seats.prefills.moved(request)
+        else:
+            self._seats.prefills.ended(request)
+
     def _advance(self, request: Request, token: SampledToken) -> TokenOutput:
-        if token.error is not None:
-            return self._finish(request, "error", token.error)
+        request.num_pending_tokens -= 1
         request.token_ids.append(token.token_id)
         request.output_token_ids.append(token.token_id)
-        reason, stop_token_id = self._finish_reason(request, token.token_id)
+        max_model_len = self._limits.max_model_len
+        reason, stop_token_id = finish_reason(request, self._eos_token_ids, max_model_len)
         if reason is not None:
             self._finish(request, reason)
+            self._retry_after.finished()
+        is_first = len(request.output_token_ids) == 1
         return TokenOutput(
             request_id=request.request_id,
             token_ids=[token.token_id],
             logprobs=None if token.logprobs is None else [token.logprobs],
             finish_reason=reason,
             stop_token_id=stop_token_id,
-            queue_seconds=request.queue_seconds if len(request.output_token_ids) == 1 else None,
+            num_cached_tokens=(request.num_cached_tokens or 0) if is_first else 0,
+            queue_seconds=request.queue_seconds if is_first else None,
         )
 
-    def _finish_reason(
-        self, request: Request, token_id: int
-    ) -> tuple[FinishReason | None, int | None]:
-        params = request.params
-        num_output = len(request.output_token_ids)
-        if num_output >= params.min_tokens:
-            if token_id in self._eos_token_ids and not params.ignore_eos:
-                return "stop", None
-            if token_id in params.stop_token_ids:
-                return "stop", token_id
-        if params.max_tokens is not None and num_output >= params.max_tokens:
-            return "length", None
-        if request.num_tokens >= self._limits.max_model_len:
-            return "length", None
-        return None, None
-
     def fail(self, plan: StepPlan, error: str) -> list[TokenOutput]:
-        """End the requests of a step that failed; what it was to clear is cleared later."""
+        """End the requests of a step that failed; nothing that it wrote is kept."""
+        self._seats.fence.finish(plan.number)
         return [
             self._finish(chunk.request, "error", error)
             for chunk in plan.chunks
@@ -204,9 +278,14 @@ class Scheduler:
     def _finish(
         self, request: Request, reason: FinishReason, error: str | None = None
     ) -> TokenOutput:
-        self._release(request)
-        queue = self.running if request.status is RequestStatus.RUNNING else self.waiting
-        queue.remove(request)
+        if request in self._queue:
+            self._queue.remove(request)
+        if request.status is RequestStatus.RUNNING:
+            self._seats.leave(request)
+        if request.adapter is not None:
+            self._live_adapters[request.adapter] -= 1
+            if not self._live_adapters[request.adapter]:
+                del self._live_adapters[request.adapter]
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
         del self._requests[request.request_id]
@@ -214,16 +293,7 @@ class Scheduler:
             request_id=request.request_id, token_ids=[], finish_reason=reason, error=error
         )
 
-    def _release(self, request: Request) -> None:
-        """Give blocks and slot back; blocks are cleared before another request holds them.
-
-        A masked key is still multiplied, and inf - inf or 0 * NaN would reach the next
-        holder. Finite logits don't prove a finite cache: an infinite key may weigh nothing.
-        """
-        self._blocks_to_zero.extend(request.blocks.release())
-        if request.slot is not None:
-            request.slot.release()
-            request.slot = None
+    # -- what others ask ---------------------------------------------------------------------------
 
     @property
     def has_requests(self) -> bool:
@@ -231,43 +301,40 @@ class Scheduler:
         return bool(self._requests)
 
     @property
-    def num_free_blocks(self) -> int:
-        """KV blocks that no request holds."""
-        return self._pool.num_free
+    def num_waiting(self) -> int:
+        """Requests that have no seat."""
+        return len(self._requests) - len(self._seats.running)
 
     @property
-    def num_usable_blocks(self) -> int:
-        """KV blocks that requests can hold in all."""
-        return self._pool.num_usable
+    def running(self) -> list[Request]:
+        """Requests that have a seat, in the order in which they got it."""
+        return self._seats.running
+
+    def adapters_in_use(self) -> tuple[list[str], list[str]]:
+        """Adapters of running requests, and of waiting ones."""
+        running = self._seats.num_by_adapter
+        waiting = [a for a, number in self._live_adapters.items() if number > running[a]]
+        return sorted(running), sorted(waiting)
 
     def check(self) -> None:
         """Blocks, slots and queues agree with one another."""
-        self._pool.check()
-        self._slots.check()
-        queued = [*self.waiting, *self.running]
-        assert len(queued) == len(self._requests), "a request is in no queue or in two"
-        held = sum(len(request.blocks.block_ids) for request in queued)
-        assert held + self._pool.num_free == self._pool.num_usable, "blocks are lost"
-        assert not any(request.blocks.block_ids or request.slot for request in self.waiting)
+        self._seats.check()
+        self._queue.check()
+        self.cache.check()
+        live = self._requests.values()
+        assert all(r.status is RequestStatus.RUNNING or r in self._queue for r in live)
+        waiting = [request for request in live if request.status is RequestStatus.WAITING]
+        assert len(waiting) == self.num_waiting
+        assert not any(request.blocks.block_ids or request.slot for request in waiting)
+        held = sum(len(r.blocks.block_ids) - r.blocks.num_shared for r in self.running)
+        if not self._seats.fence.num_deferred:
+            assert held == self.cache.blocks.num_private, "private blocks are lost"
         for request in self.running:
             assert request.num_computed_tokens <= request.num_tokens
             assert request.num_computed_tokens <= request.blocks.num_slots
-
-
-def _decodes_first(request: Request) -> tuple[bool, int, int]:
-    return (request.num_uncomputed_tokens > 1, *scheduling_order(request))
 
 
 def _batch_order(chunk: ScheduledChunk) -> tuple[bool, int]:
     """Single tokens first, as attention wants them; rows of one adapter side by side."""
     slot = chunk.request.slot
     return (chunk.num_scheduled_tokens > 1, -1 if slot is None else slot.slot)
-
-
-def _chunk(request: Request, num_tokens: int) -> ScheduledChunk:
-    start = request.num_computed_tokens
-    return ScheduledChunk(request, start, num_tokens, start + num_tokens == request.num_tokens)
-
-
-def _num_tokens(chunks: list[ScheduledChunk]) -> int:
-    return sum(chunk.num_scheduled_tokens for chunk in chunks)

@@ -1,6 +1,7 @@
 """The one door to the device arithmetic; which backend answers is decided here."""
 
 from .attention_reference import paged_attention
+from .copying import CopyThread, copy_on_one_core
 from .linear import linear, pack_linear, packs_linear
 from .lora import LoraRouting, LoraRun, LoraTiles, Selection, expand, shrink
 from .metadata import AttentionMetadata, build_attention_metadata
@@ -17,12 +18,14 @@ from .sample import filter_floors, sample_tokens, top_tokens
 __all__ = [
     "Activation",
     "AttentionMetadata",
+    "CopyThread",
     "LoraRouting",
     "LoraRun",
     "LoraTiles",
     "Selection",
     "apply_rope",
     "build_attention_metadata",
+    "copy_on_one_core",
     "expand",
     "filter_floors",
     "fused_add_rms_norm",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .activation import FIELD as INVOCATION_FIELD
+from .activation import parse_invocation
 from .errors import AdapterError
 from .files import config_file, weights_file
 from .refusals import refuse_unserved
@@ -26,6 +28,7 @@ class AdapterConfig:
 
     Patterns keep their order: the first key that matches a module wins. ``target_modules``,
     ``exclude_modules``: names (also ends of names), or one regular expression as a string.
+    ``invocation_tokens`` make it an activated LoRA (see ``lora.activation``); None for a plain one.
     """
 
     rank: int
@@ -37,6 +40,7 @@ class AdapterConfig:
     exclude_modules: tuple[str, ...] | str
     layers_to_transform: tuple[int, ...]
     layers_pattern: tuple[str, ...]
+    invocation_tokens: tuple[int, ...] | None = None
 
     @classmethod
     def from_directory(cls, path: str | Path) -> AdapterConfig:
@@ -66,6 +70,7 @@ class AdapterConfig:
             exclude_modules=_modules("exclude_modules", fields.get("exclude_modules")),
             layers_to_transform=_layers([layers] if isinstance(layers, int) else layers or []),
             layers_pattern=_layer_names([patterns] if isinstance(patterns, str) else patterns),
+            invocation_tokens=parse_invocation(fields.get(INVOCATION_FIELD)),
         )
 
     @property
@@ -104,8 +109,11 @@ class AdapterConfig:
         return None
 
     def effective(self) -> dict[str, Any]:
-        """What, beside the tensors, decides the output; the rest of the file may change freely."""
-        return {
+        """What, beside the tensors, decides the output; the rest of the file may change freely.
+
+        Digests are made of it, so it gains keys only for what plain LoRA does not have.
+        """
+        fields: dict[str, Any] = {
             "peft_type": "LORA",
             "r": self.rank,
             "lora_alpha": self.alpha,
@@ -113,6 +121,9 @@ class AdapterConfig:
             "rank_pattern": self.rank_pattern,
             "alpha_pattern": self.alpha_pattern,
         }
+        if self.invocation_tokens is not None:
+            fields[INVOCATION_FIELD] = self.invocation_tokens
+        return fields
 
 
 def digest_adapter(path: str | Path) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..kernels import ops
 from .errors import AdapterError
 from .shapes import PAGE_RANK, GroupShape, ModuleShapes
 from .weights import AdapterWeights, GroupWeights
@@ -68,15 +69,23 @@ class GroupPool:
         """Whether an adapter with this many pages can be loaded now."""
         return num_pages <= min(len(self._free), self.page_table.shape[1])
 
-    def load(self, slot: int, weights: GroupWeights) -> None:
-        """Copy an adapter's pages in; the caller has checked that they fit."""
-        pages = self._take(weights.num_pages)
+    def reserve(self, slot: int, num_pages: int) -> None:
+        """Give a slot its pages; the caller has checked that they fit."""
+        pages = self._take(num_pages)
         self._held[slot] = pages
-        for number, page in enumerate(pages):
-            self.a[:, page].copy_(weights.a[:, number])
-            self.b[:, page].copy_(weights.b[:, number])
         row = torch.tensor(pages, dtype=torch.int32)
-        self.page_table[slot, : len(pages)] = row.to(self.page_table.device)
+        self.page_table[slot, :num_pages] = row.to(self.page_table.device, non_blocking=True)
+
+    def write(self, slot: int, weights: GroupWeights) -> None:
+        """Copy weights of the bank's dtype into the pages that the slot has."""
+        pages = self.pages(slot)
+        for stored, given in ((self.a, weights.a), (self.b, weights.b)):
+            if stored.is_cpu:
+                for number, page in enumerate(pages):
+                    ops.copy_on_one_core(stored[:, page], given[:, number])
+            elif pages:
+                index = torch.tensor(pages, device=stored.device)
+                stored.index_copy_(1, index, given.to(stored.device, non_blocking=True))
 
     def unload(self, slot: int) -> None:
         """Give a slot's pages back."""
@@ -123,6 +132,7 @@ class AdapterBank:
             name: num_pages if isinstance(num_pages, int) else num_pages.get(name, 0)
             for name in shapes.groups
         }
+        self.dtype = dtype
         self.device = torch.device(device)
         self.num_slots = max(1, sum(counts.values())) if num_slots is None else num_slots
         self.pools = {
@@ -131,22 +141,45 @@ class AdapterBank:
         }
         self._loaded: set[int] = set()
 
+    @property
+    def loaded_slots(self) -> frozenset[int]:
+        """Slots that are not empty."""
+        return frozenset(self._loaded)
+
     def load(self, slot: int, weights: AdapterWeights) -> None:
         """Put an adapter in an empty slot, all of it or nothing.
 
         Raises AdapterError when a group has too few free pages, or a value is too large for the
         bank's dtype.
         """
+        weights = weights.as_dtype(self.dtype)
+        self.reserve(slot, weights.num_pages)
+        self.write(slot, weights)
+
+    def reserve(self, slot: int, num_pages: Mapping[str, int]) -> None:
+        """Take the pages for an adapter that is yet to be written to an empty slot, all or none.
+
+        Raises AdapterError when a group has too few free pages.
+        """
         assert 0 <= slot < self.num_slots, f"slot {slot} of {self.num_slots}"
         assert slot not in self._loaded, f"slot {slot} is in use"
-        for name, num_pages in weights.num_pages.items():
-            if not self.pools[name].fits(num_pages):
+        for name, count in num_pages.items():
+            if not self.pools[name].fits(count):
                 free = self.pools[name].num_free
-                raise AdapterError(name, f"needs {num_pages} pages of 16 ranks, {free} are free")
-            self._require_in_range(name, weights.groups[name])
-        for name, group in weights.groups.items():
-            self.pools[name].load(slot, group)
+                raise AdapterError(name, f"needs {count} pages of 16 ranks, {free} are free")
+        for name, count in num_pages.items():
+            self.pools[name].reserve(slot, count)
         self._loaded.add(slot)
+
+    def write(self, slot: int, weights: AdapterWeights) -> int:
+        """Fill the pages of a reserved slot with weights of the bank's dtype; returns their bytes.
+
+        Any thread may do this while steps run: a step may read pages between those of its own
+        adapters, and leaves what comes of them aside (see ``mapping.MAX_HOLES``).
+        """
+        for name, group in weights.groups.items():
+            self.pools[name].write(slot, group)
+        return weights.num_bytes
 
     def unload(self, slot: int) -> None:
         """Empty a slot; its pages are free at once, so no launched step may still read them."""
@@ -154,14 +187,6 @@ class AdapterBank:
         for pool in self.pools.values():
             pool.unload(slot)
         self._loaded.remove(slot)
-
-    def _require_in_range(self, name: str, group: GroupWeights) -> None:
-        dtype = self.pools[name].a.dtype
-        if not group.a.numel():
-            return
-        largest = max(group.a.abs().max().item(), group.b.abs().max().item())
-        if largest > torch.finfo(dtype).max:
-            raise AdapterError(name, f"holds {largest:.3g}, too large for {dtype}")
 
     def check(self) -> None:
         """Pages are conserved in every group and only loaded slots hold any."""

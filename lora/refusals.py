@@ -8,6 +8,7 @@ from .errors import AdapterError
 
 _READ = frozenset(
     {
+        "alora_invocation_tokens",
         "alpha_pattern",
         "exclude_modules",
         "init_lora_weights",
@@ -46,7 +47,6 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 _NOT_SERVED = {
-    "alora_invocation_tokens": "activated LoRA (aLoRA) is not served yet; allowed: null",
     "arrow_config": "Arrow routing is not served; allowed: null",
     "bias": 'trained biases are not served yet; allowed: "none"',
     "fan_in_fan_out": "weights stored as (in, out) are not served; allowed: false",
@@ -68,7 +68,7 @@ _BASE_CHANGING_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def refuse_unserved(fields: dict[str, Any]) -> None:
-    """Raise AdapterError for the first field whose value asks for more than plain LoRA."""
+    """Raise AdapterError for the first field that asks for more than plain or activated LoRA."""
     peft_type = fields.get("peft_type")
     if peft_type != "LORA":
         raise AdapterError("peft_type", f'only "LORA" is served, not {peft_type!r}')
@@ -77,6 +77,8 @@ def refuse_unserved(fields: dict[str, Any]) -> None:
         if not _is_default(value) and not (field == "bias" and value == "none"):
             raise AdapterError(field, reason)
     _refuse_initialisation(fields.get("init_lora_weights", True))
+    if fields.get("alora_invocation_tokens"):
+        _refuse_beside_activation(fields)
     for field in sorted(fields.keys() - _READ - _WITHOUT_EFFECT - _NOT_SERVED.keys()):
         if not _is_default(fields[field]):
             raise AdapterError(
@@ -103,3 +105,20 @@ def _refuse_initialisation(method: object) -> None:
     if name not in _PLAIN_INITIALISATIONS:
         allowed = ", ".join(_PLAIN_INITIALISATIONS)
         raise AdapterError("init_lora_weights", f"{name!r} is unknown; allowed: bool, {allowed}")
+
+
+def _refuse_beside_activation(fields: dict[str, Any]) -> None:
+    """Refuse what PEFT does not let an activated LoRA be as well, though it serves it elsewhere.
+
+    Of two variants in one adapter it raises "unsupported variant combination", and only its class
+    for causal language models activates anything: any other would answer as the base.
+    """
+    if fields.get("velora_config") is not None:
+        raise AdapterError("velora_config", "can not go with an activated LoRA; allowed: null")
+    if fields.get("init_lora_weights") == "mica":
+        raise AdapterError("init_lora_weights", "'mica' can not go with an activated LoRA")
+    if fields.get("task_type") != "CAUSAL_LM":
+        raise AdapterError(
+            "task_type",
+            f'an activated LoRA is for "CAUSAL_LM", not {fields.get("task_type")!r}',
+        )

@@ -62,3 +62,9 @@ class ModuleShapes:
             "down": GroupShape(intermediate_size, (("down_proj", hidden_size),)),
         }
         return cls(num_layers, groups)
+
+    def page_size(self, group: str) -> int:
+        """Numbers in one page of a group, over all layers: A's 16 ranks for each slice, and B's."""
+        shape = self.groups[group]
+        a_size = len(shape.slices) * shape.in_features
+        return self.num_layers * PAGE_RANK * (a_size + shape.out_features)

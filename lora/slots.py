@@ -1,8 +1,12 @@
-"""Which slot each adapter version holds, as reference-counted leases."""
+"""Which adapter versions are on the device, in which slot, and who holds them: leases."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from .errors import AdapterError
+
+SlotState = Literal["absent", "loading", "ready"]
 
 
 class SlotLease:
@@ -23,21 +27,30 @@ class SlotLease:
 
 
 class AdapterSlots:
-    """Slots of the adapter bank by digest; a slot that is leased is never reassigned."""
+    """Slots of the adapter bank, by digest; a slot that is leased is never reassigned.
+
+    A version that is registered is absent from the device, loading into a slot, or ready in it:
+
+        absent -- start_load --> loading -- finish_load --> ready
+           ^                        |                         |
+           +--------- drop ---------+--- drop, if unleased ---+
+    """
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self._free = list(range(num_slots - 1, -1, -1))
+        self._registered: dict[str, None] = {}
         self._slots: dict[str, int] = {}
+        # Leases of those that are ready, the least recently used first.
         self._num_leases: dict[str, int] = {}
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._slots
+        return digest in self._registered
 
     @property
     def digests(self) -> list[str]:
-        """The versions that hold a slot, oldest first."""
-        return list(self._slots)
+        """All versions that are registered, oldest first."""
+        return list(self._registered)
 
     @property
     def num_free(self) -> int:
@@ -48,8 +61,22 @@ class AdapterSlots:
         """Running requests that hold this version."""
         return self._num_leases.get(digest, 0)
 
+    def state(self, digest: str) -> SlotState:
+        """Where a version stands; one that is unknown is absent."""
+        if digest in self._num_leases:
+            return "ready"
+        return "loading" if digest in self._slots else "absent"
+
+    def slot(self, digest: str) -> int | None:
+        """The slot of a version that is loading or ready."""
+        return self._slots.get(digest)
+
+    def register(self, digest: str) -> None:
+        """Make a version known, absent from the device; one that is known stays as it is."""
+        self._registered[digest] = None
+
     def add(self, digest: str) -> int:
-        """Give a version a slot and return it; the same version keeps the one it has.
+        """Register a version that is on the device at once; the same one keeps its slot.
 
         Raises AdapterError when all slots are taken.
         """
@@ -57,35 +84,53 @@ class AdapterSlots:
             return self._slots[digest]
         if not self._free:
             raise AdapterError("slots", f"all {self.num_slots} adapter slots are taken")
+        self.register(digest)
+        slot = self.start_load(digest)
+        self.finish_load(digest)
+        return slot
+
+    def start_load(self, digest: str) -> int:
+        """Give an absent version a free slot, which it can be loaded into."""
+        assert digest in self._registered, f"{digest} is not registered"
+        assert digest not in self._slots, f"{digest} has a slot"
         self._slots[digest] = self._free.pop()
-        self._num_leases[digest] = 0
         return self._slots[digest]
 
-    def remove(self, digest: str) -> int:
-        """Free a version's slot and return it; raises AdapterError if it is unknown or leased."""
-        if digest not in self._slots:
-            raise AdapterError("digest", f"{digest} holds no slot")
-        if self._num_leases[digest]:
-            raise AdapterError("digest", f"{digest} is used by {self._num_leases[digest]} requests")
-        del self._num_leases[digest]
+    def finish_load(self, digest: str) -> None:
+        """Make a version that was loading ready to be leased."""
+        assert self.state(digest) == "loading", f"{digest} is {self.state(digest)}"
+        self._num_leases[digest] = 0
+
+    def drop(self, digest: str) -> int:
+        """Take the slot from a version that nobody leases; returns it."""
+        assert digest in self._slots, f"{digest} has no slot"
+        assert not self.num_leases(digest), f"{digest} is leased"
+        self._num_leases.pop(digest, None)
         slot = self._slots.pop(digest)
         self._free.append(slot)
         return slot
 
+    def evictable(self) -> list[str]:
+        """Versions that are ready and that nobody leases, the least recently used first."""
+        return [digest for digest, num_leases in self._num_leases.items() if not num_leases]
+
     def acquire(self, digest: str) -> SlotLease | None:
-        """A hold on a version's slot, None while it has none."""
-        slot = self._slots.get(digest)
-        if slot is None:
+        """A hold on a version's slot, None unless it is ready."""
+        if digest not in self._num_leases:
             return None
-        self._num_leases[digest] += 1
-        return SlotLease(self, digest, slot)
+        self._use(digest, 1)
+        return SlotLease(self, digest, self._slots[digest])
 
     def _release(self, digest: str) -> None:
-        self._num_leases[digest] -= 1
+        self._use(digest, -1)
+
+    def _use(self, digest: str, num_leases: int) -> None:
+        """Change the number of leases; it is the most recently used now."""
+        self._num_leases[digest] = self._num_leases.pop(digest) + num_leases
 
     def check(self) -> None:
         """Free and held slots are all there are, and no lease count is negative."""
         held = list(self._slots.values())
         assert sorted(self._free + held) == list(range(self.num_slots))
-        assert self._num_leases.keys() == self._slots.keys()
+        assert self._num_leases.keys() <= self._slots.keys() <= self._registered.keys()
         assert all(count >= 0 for count in self._num_leases.values())

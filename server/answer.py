@@ -71,22 +71,30 @@ class Answer:
 
 
 class Tally:
-    """Counts an answer's tokens; the choices of one prompt share its prompt tokens."""
+    """Counts an answer's tokens; the choices of one prompt share its prompt tokens.
+
+    Of a prompt's tokens those were cached that every choice found in the cache: what one
+    choice had to compute is not cached because the others then shared it.
+    """
 
     def __init__(self, answer: Answer) -> None:
         self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in answer.prompts)
-        self._num_cached = [0] * len(answer.prompts)
+        self._num_cached: dict[int, int] = {}
+        self._begun: set[int] = set()
         self._num_tokens = 0
 
     def add(self, item: ChoiceDelta) -> None:
         """Count one delta."""
         self._num_tokens += len(item.delta.token_ids)
-        if item.choice.generation.choice_index == 0:
-            self._num_cached[item.choice.prompt_index] = item.delta.num_cached_tokens
+        choice, num_cached = item.choice, item.delta.num_cached_tokens
+        if choice.index not in self._begun:  # it comes with a choice's first token
+            self._begun.add(choice.index)
+            least = self._num_cached.get(choice.prompt_index, num_cached)
+            self._num_cached[choice.prompt_index] = min(least, num_cached)
 
     def usage(self) -> Usage:
         """The counts so far."""
-        return make_usage(self._num_prompt_tokens, self._num_tokens, sum(self._num_cached))
+        return make_usage(self._num_prompt_tokens, self._num_tokens, sum(self._num_cached.values()))
 
 
 class Writer(Protocol):

@@ -9,6 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from .. import __version__
 from .adapters import ServedModel
+from .admin import add_admin
+from .admission import Admission
 from .chat import open_chat
 from .completions import open_completion
 from .door import Door
@@ -16,6 +18,7 @@ from .endpoint import answer
 from .errors import install_error_handlers
 from .metrics import CONTENT_TYPE
 from .openai import ChatRequest, CompletionRequest
+from .pins import PinRequest
 from .schema import body_schema, install_openapi
 from .services import Services
 from .wire import ModelCard, ModelList, encode
@@ -34,12 +37,14 @@ def create_app(services: Services) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(Door, gate=services.gate, api_key_digests=services.config.api_key_digests)
+    admission = Admission(services.config.access, services.config.host)
+    app.add_middleware(Door, gate=services.gate, admission=admission)
     install_error_handlers(app)
     _add_generation(app, services)
     _add_models(app, services)
     _add_operations(app, services)
-    install_openapi(app, ChatRequest, CompletionRequest)
+    add_admin(app, services)
+    install_openapi(app, ChatRequest, CompletionRequest, PinRequest)
     return app
 
 

@@ -30,13 +30,17 @@ class CompletionOutput:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """The answers to one prompt; ``prompt`` is None where token ids were given."""
+    """The answers to one prompt; ``prompt`` is None where token ids were given.
+
+    ``num_cached_tokens`` of the prompt were found in the prefix cache by every choice.
+    """
 
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
     adapter: str | None
     outputs: list[CompletionOutput]
+    num_cached_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -49,6 +53,7 @@ class Job:
     adapter: str | None
     choices: Sequence[ChoiceRequest]
     outputs: dict[int, CompletionOutput] = field(default_factory=dict)
+    num_cached_tokens: int | None = None
 
     @property
     def done(self) -> bool:
@@ -63,7 +68,13 @@ class Job:
             self.prompt_token_ids,
             self.adapter,
             [self.outputs[index] for index in range(len(self.choices))],
+            self.num_cached_tokens or 0,
         )
+
+    def begin(self, num_cached_tokens: int) -> None:
+        """A choice has its first token, and found so much of the prompt in the cache."""
+        least = num_cached_tokens if self.num_cached_tokens is None else self.num_cached_tokens
+        self.num_cached_tokens = min(least, num_cached_tokens)
 
 
 class BatchRun:
@@ -84,8 +95,9 @@ class BatchRun:
         Raises RequestError, before any step, for a request that the engine can't take.
         """
         try:
-            for choice in self._live.values():
-                self._engine.add(choice.choice.generation)
+            for choice in list(self._live.values()):
+                for refused in self._engine.add(choice.choice.generation):
+                    self._take(refused, on_done)
             while self._live:
                 assert self._engine.has_work, "a request left the engine without an output"
                 for output in self._engine.step():
@@ -122,6 +134,8 @@ class _Choice:
         self._last: TextDelta | None = None
 
     def add(self, delta: TextDelta) -> None:
+        if self._last is None and delta.token_ids:
+            self.job.begin(delta.num_cached_tokens)
         self._text.append(delta.text)
         self._token_ids += delta.token_ids
         self._logprobs += delta.logprobs or ()

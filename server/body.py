@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
+from .config import Limits
 from .errors import ApiError, bad_field
 from .openai import ACCEPTED, NEUTRAL, Body
 
 BodyT = TypeVar("BodyT", bound=Body)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body; raises ApiError 413 as soon as it is known to be too large."""
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The whole body; raises ApiError 413 once it is known to be too large, 408 if it is slow."""
+    try:
+        async with asyncio.timeout(limits.body_timeout):
+            return await _read(request, limits.max_body_bytes)
+    except TimeoutError:
+        raise _too_slow(limits.body_timeout) from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > max_bytes:
         raise _too_large(max_bytes)
@@ -34,15 +45,20 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def parse_body(model: type[BodyT], body: bytes) -> BodyT:
-    """Parse and check; raises ApiError 400 for the first fault."""
-    try:
-        parsed = model.model_validate_json(body)
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False)
-        raise _from_details(details) from None
+    """Parse and check a body of the OpenAI API; raises ApiError 400 for the first fault."""
+    parsed = parse_json(model, body)
     for name, value in (parsed.model_extra or {}).items():
         _check_extra(name, value)
     return parsed
+
+
+def parse_json(model: type[ModelT], body: bytes) -> ModelT:
+    """Parse and check any body; raises ApiError 400 for the first fault."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False)
+        raise _from_details(details) from None
 
 
 def _check_extra(name: str, value: object) -> None:
@@ -101,4 +117,14 @@ def _too_large(max_bytes: int) -> ApiError:
         f"The body is larger than {max_bytes} bytes, the most this server takes.",
         status=413,
         code="body_too_large",
+    )
+
+
+def _too_slow(seconds: float) -> ApiError:
+    # Closed, because the rest of the body may come for ever.
+    return ApiError(
+        f"The body was not here within {seconds:g} s, the most this server waits.",
+        status=408,
+        code="body_timeout",
+        headers={"connection": "close"},
     )

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from msgspec import UNSET
 
 from ..engine.types import TokenLogprobs
+from .access import Tenant
 from .adapters import ServedModel
 from .answer import Answer, ChoiceText, shows
-from .generation import ChoiceDelta, expand_choices
+from .generation import ChoiceDelta, Terms, expand_choices
 from .logprobs import chat_logprobs
 from .openai import ChatRequest
 from .sampling import fit_max_tokens, sampling_params, with_seed
@@ -28,7 +29,9 @@ from .wire import (
 )
 
 
-async def open_chat(services: Services, body: ChatRequest, model: ServedModel) -> ChatWriter:
+async def open_chat(
+    services: Services, body: ChatRequest, model: ServedModel, tenant: Tenant
+) -> ChatWriter:
     """Check a chat and lay out its choices; raises ApiError for what is refused."""
     params = with_seed(sampling_params(body, services.sampling))
     prompt = await services.prompts.chat(body, model.chat_template)
@@ -39,7 +42,7 @@ async def open_chat(services: Services, body: ChatRequest, model: ServedModel) -
         default=services.sampling.defaults.max_tokens,
         prompt_field="messages",
     )
-    choices = expand_choices([(prompt.token_ids, params)], model.digest)
+    choices = expand_choices([(prompt.token_ids, params)], model.digest, Terms.of(body, tenant))
     answer = Answer.open("chatcmpl", body, model, [prompt], choices)
     return ChatWriter(answer, services.tokenizer)
 

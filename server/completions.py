@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from msgspec import UNSET, UnsetType
 
 from ..engine.types import TokenLogprobs
+from .access import Tenant
 from .adapters import ServedModel
 from .answer import Answer, ChoiceText, shows
 from .errors import bad_field
-from .generation import ChoiceDelta, expand_choices
+from .generation import ChoiceDelta, Terms, expand_choices
 from .logprobs import completion_logprobs
 from .openai import CompletionRequest
 from .sampling import COMPLETION_MAX_TOKENS, fit_max_tokens, sampling_params, with_seed
@@ -20,7 +21,7 @@ from .wire import Completion, CompletionChoice, CompletionLogprobs, Usage, encod
 
 
 async def open_completion(
-    services: Services, body: CompletionRequest, model: ServedModel
+    services: Services, body: CompletionRequest, model: ServedModel, tenant: Tenant
 ) -> CompletionWriter:
     """Check a text completion and lay out its choices; raises ApiError for what is refused."""
     params = sampling_params(body, services.sampling)
@@ -43,7 +44,7 @@ async def open_completion(
         for prompt in prompts
     ]
     pairs = [(prompt.token_ids, one) for prompt, one in zip(prompts, fitted, strict=True)]
-    choices = expand_choices(pairs, model.digest)
+    choices = expand_choices(pairs, model.digest, Terms.of(body, tenant))
     answer = Answer.open("cmpl", body, model, prompts, choices)
     return CompletionWriter(answer, services.tokenizer, echo=bool(body.echo))
 

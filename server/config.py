@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ..engine.config import EngineConfig
+from .access import Access, parse_access
 
 GenerationDefaults = Literal["auto", "none"]
+
+_ACCESS_OPTIONS = ("api_key", "tenant", "tenant_weight", "fleet_secret", "admin_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,13 @@ class AdapterSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most that one request may ask for; beyond is a 400 that names the field."""
+    """The most that one request may ask for; beyond is a 400 that names the field.
+
+    A body is also to be here within ``body_timeout`` seconds, else it is a 408.
+    """
 
     max_body_bytes: int = 16 << 20
+    body_timeout: float = 30.0
     max_choices: int = 128
     max_prompts: int = 256
     max_sequences: int = 512
@@ -51,8 +57,7 @@ class ServeConfig:
 
     ``engine.model`` is the operator's MODEL, a directory or a hub id, and ``engine.adapters``
     is still empty: ``serve`` finds the directories and reads ``adapters``.
-    ``api_key_digests`` are sha256 of the accepted keys; none means that no key is asked
-    for. ``served_model_names`` are the base model's names, the first one leading.
+    ``served_model_names`` are the base model's names, the first one leading.
     ``ready_timeout`` is the N of ``/ready``.
     """
 
@@ -61,7 +66,7 @@ class ServeConfig:
     served_model_names: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
-    api_key_digests: tuple[bytes, ...] = ()
+    access: Access = field(default_factory=Access)
     chat_template: str | None = None
     generation_config: GenerationDefaults = "auto"
     shutdown_timeout: float = 30.0
@@ -71,34 +76,36 @@ class ServeConfig:
     limits: Limits = field(default_factory=Limits)
 
 
-def digest_key(key: str) -> bytes:
-    """An API key as it is kept: sha256, 32 bytes."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-
-
 def parse_serve_options(options: Mapping[str, Any]) -> ServeConfig:
-    """The command line's options as a config; raises ValueError that names the flag.
-
-    Keys of ``BRANCHLINE_API_KEY`` (comma-separated) come beside those of ``--api-key``.
-    """
+    """The command line's options as a config; raises ValueError that names the flag."""
     given = dict(options)
-    model = given.pop("model")
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')} must be a finite number")
     adapters = tuple(_named("--lora", AdapterSpec.parse, text) for text in given.pop("lora"))
-    keys = (*given.pop("api_key"), *os.environ.get("BRANCHLINE_API_KEY", "").split(","))
-    engine_names = {spec.name for spec in fields(EngineConfig)}
-    engine_options = {name: given.pop(name) for name in list(given) if name in engine_names}
-    try:
-        engine = EngineConfig(model=model, **engine_options)
-    except ValueError as error:
-        raise ValueError(f"--{str(error).replace('_', '-')}") from error
+    access = parse_access({name: given.pop(name) for name in _ACCESS_OPTIONS})
     return ServeConfig(
-        engine=engine,
+        engine=_engine_config(given),
         adapters=adapters,
+        access=access,
         served_model_names=tuple(given.pop("served_model_name")),
-        api_key_digests=tuple(digest_key(key.strip()) for key in keys if key.strip()),
-        limits=Limits(max_body_bytes=int(given.pop("max_body_mb") * (1 << 20))),
+        limits=Limits(
+            max_body_bytes=int(given.pop("max_body_mb") * (1 << 20)),
+            body_timeout=given.pop("body_timeout"),
+        ),
         **given,
     )
+
+
+def _engine_config(given: dict[str, Any]) -> EngineConfig:
+    """Takes the engine's options out of ``given``."""
+    engine_names = {spec.name for spec in fields(EngineConfig)}
+    options = {name: given.pop(name) for name in list(given) if name in engine_names}
+    options["isolate_tenants"] = not given.pop("share_prefixes")
+    try:
+        return EngineConfig(**options)
+    except ValueError as error:
+        raise ValueError(f"--{str(error).replace('_', '-')}") from error
 
 
 def _named(flag: str, parse: Callable[[str], AdapterSpec], text: str) -> AdapterSpec:

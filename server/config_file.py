@@ -13,8 +13,13 @@ def read_defaults(command: click.Command, path: str) -> dict[str, object]:
     try:
         with open(path, encoding="utf-8") as file:
             fields = yaml.safe_load(file) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"--config {path}: {' '.join(str(error).split())}") from error
+    except yaml.YAMLError as error:
+        # Without the library's words, which quote the file: it may hold keys.
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise click.UsageError(f"--config {path}: is not valid YAML{where}") from None
     if not isinstance(fields, dict):
         raise click.UsageError(f"--config {path}: must be a mapping of flags to values")
     return _as_defaults(command, path, fields)
@@ -43,14 +48,36 @@ def _as_defaults(
 
 def _as_value(where: str, parameter: click.Parameter, value: object) -> object:
     if parameter.multiple if isinstance(parameter, click.Option) else False:
-        if isinstance(value, dict):
-            return [f"{name}={path}" for name, path in value.items()]
-        values = value if isinstance(value, list) else [value]
-        if all(isinstance(entry, str) for entry in values):
-            return values
-        raise click.UsageError(f"{where}: must be a string, or a list of strings")
+        return _as_values(where, value, numbers=(parameter.metavar or "").endswith("=WEIGHT"))
     if isinstance(value, dict | list):
         raise click.UsageError(f"{where}: must be a single value")
+    if parameter.type is click.STRING and not isinstance(value, str):
+        raise click.UsageError(f"{where}: must be a string; quote it")
     if isinstance(value, int | float) and not getattr(parameter, "is_flag", False):
         return str(value)  # click would make a whole number of 1.5, and of true
     return value
+
+
+def _as_values(where: str, value: object, numbers: bool) -> list[str]:
+    """What a repeatable flag takes; of a mapping, NAME=VALUE for each value of each name.
+
+    Strings only, and where VALUE is one, numbers: an unquoted 0123 is not what it looks like.
+    """
+    if isinstance(value, dict):
+        allowed = (str, int, float) if numbers else (str,)
+        pairs = [
+            (name, entry)
+            for name, entries in value.items()
+            for entry in (entries if isinstance(entries, list) else [entries])
+        ]
+        if all(
+            isinstance(name, str) and isinstance(entry, allowed) and not isinstance(entry, bool)
+            for name, entry in pairs
+        ):
+            return [f"{name}={entry}" for name, entry in pairs]
+        raise click.UsageError(f"{where}: must map names to strings{' or numbers' * numbers}")
+    values = value if isinstance(value, list) else [value]
+    texts = [entry for entry in values if isinstance(entry, str)]
+    if len(texts) == len(values):
+        return texts
+    raise click.UsageError(f"{where}: must be a string, or a list of strings")

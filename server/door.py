@@ -1,21 +1,22 @@
-"""What every HTTP request passes first: request id, API key, the gate of a draining server."""
+"""What every HTTP request passes first: request id, keys, the gate of a draining server."""
 
 from __future__ import annotations
 
-import hmac
 import re
 import uuid
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .config import digest_key
+from .access import Tenant
+from .admission import Admission
 from .errors import ApiError
 from .gate import Gate
 
 REQUEST_ID = "x-request-id"
+TENANT_STATE = "tenant"
 
 _GOOD_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
@@ -23,10 +24,10 @@ _GOOD_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 class Door:
     """ASGI middleware around the application."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, api_key_digests: Sequence[bytes]) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, admission: Admission) -> None:
         self._app = app
         self._gate = gate
-        self._api_key_digests = tuple(api_key_digests)
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what may not come in, pass on the rest."""
@@ -35,29 +36,30 @@ class Door:
             return
         headers = Headers(scope=scope)
         send = _with_request_id(send, _request_id(headers))
-        guarded = scope["path"].startswith("/v1/")
         try:
-            if guarded:
-                self._check_key(headers)
+            guarded = self._admit(scope, headers)
             with self._gate.enter() if guarded and scope["method"] == "POST" else nullcontext():
                 await self._app(scope, receive, send)
         except ApiError as error:
-            await error.response(_challenge(error))(scope, receive, send)
+            await error.response()(scope, receive, send)
 
-    def _check_key(self, headers: Headers) -> None:
-        """Compare with every key, in constant time, so that timing tells nothing."""
-        if not self._api_key_digests:
-            return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = digest_key(key.strip())
-        matches = [hmac.compare_digest(given, digest) for digest in self._api_key_digests]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise ApiError(
-                "A valid API key is needed: send the header 'Authorization: Bearer KEY'.",
-                status=401,
-                type="authentication_error",
-                code="invalid_api_key",
-            )
+    def _admit(self, scope: Scope, headers: Headers) -> bool:
+        """Whether this is a guarded path; notes the tenant in the request's state."""
+        path = scope["path"]
+        if path.startswith("/v1/"):
+            scope.setdefault("state", {})[TENANT_STATE] = self._admission.tenant(headers)
+        elif path == "/admin" or path.startswith("/admin/"):
+            self._admission.check_admin(headers)
+        else:
+            return False
+        return True
+
+
+def tenant_of(request: Request) -> Tenant:
+    """The tenant that the door noted for a request under ``/v1/``."""
+    tenant = getattr(request.state, TENANT_STATE)
+    assert isinstance(tenant, Tenant)
+    return tenant
 
 
 def _request_id(headers: Headers) -> str:
@@ -73,7 +75,3 @@ def _with_request_id(send: Send, request_id: str) -> Send:
         await send(message)
 
     return send_with_id
-
-
-def _challenge(error: ApiError) -> dict[str, str]:
-    return {"www-authenticate": "Bearer"} if error.status == 401 else {}

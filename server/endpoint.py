@@ -9,17 +9,19 @@ from typing import TypeVar
 from fastapi import Request
 from starlette.responses import Response
 
+from .access import Tenant
 from .adapters import ServedModel
 from .answer import Writer, collect, stream
 from .body import parse_body, read_body
-from .errors import bad_field, to_api_error
-from .openai import SamplingFields
+from .door import tenant_of
+from .errors import ApiError, bad_field, to_api_error
+from .openai import ChatRequest, SamplingFields
 from .services import Services
 from .stream import CLIENT_LEFT_STATUS, ClientLeft, start_stream, while_connected
 from .wire import encode
 
 BodyT = TypeVar("BodyT", bound=SamplingFields)
-Open = Callable[[Services, BodyT, ServedModel], Awaitable[Writer]]
+Open = Callable[[Services, BodyT, ServedModel, Tenant], Awaitable[Writer]]
 
 
 async def answer(
@@ -27,22 +29,33 @@ async def answer(
 ) -> Response:
     """Answer one request; whatever fails before the first byte is a shaped error."""
     arrival = time.perf_counter()
+    tenant = tenant_of(request)
     model: ServedModel | None = None
     try:
-        raw = await read_body(request, services.config.limits.max_body_bytes)
+        raw = await read_body(request, services.config.limits)
         body = parse_body(body_type, raw)
         model = services.catalog.resolve(body.model)
         if body.stream_options is not None and not body.stream:
             raise bad_field("stream_options", "needs stream to be true")
-        writer = await open_writer(services, body, model)
-        response = await _respond(request, services, writer, bool(body.stream), arrival)
+        writer = await open_writer(services, body, model, tenant)
+        try:
+            response = await _respond(request, services, writer, bool(body.stream), arrival)
+        except ApiError as error:
+            raise _in_words_of(body_type, error) from error
     except ClientLeft:
         response = Response(status_code=CLIENT_LEFT_STATUS)
     except Exception as error:
         response = to_api_error(error).response()
-    if model is not None:
-        services.metrics.count_request(model.name, response.status_code)
+    name = None if model is None else model.name
+    services.metrics.count_request(name, tenant, response.status_code)
     return response
+
+
+def _in_words_of(body_type: type[SamplingFields], error: ApiError) -> ApiError:
+    """The engine says ``prompt`` of every request; for a chat that is ``messages``."""
+    if error.param == "prompt" and issubclass(body_type, ChatRequest):
+        return bad_field("messages", error.message.removeprefix("prompt: "))
+    return error
 
 
 async def _respond(

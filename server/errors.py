@@ -7,6 +7,7 @@ BranchlineError (lora.errors)
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import TypedDict
@@ -33,7 +34,7 @@ class ErrorDetail(TypedDict):
 
 
 class ApiError(BranchlineError):
-    """A refusal or failure with its HTTP status and OpenAI's four fields."""
+    """A refusal or failure: its HTTP status, OpenAI's four fields, and headers of its own."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class ApiError(BranchlineError):
         type: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -50,6 +52,7 @@ class ApiError(BranchlineError):
         self.type = type
         self.param = param
         self.code = code
+        self.headers = dict(headers or {})
 
     @property
     def detail(self) -> ErrorDetail:
@@ -62,12 +65,12 @@ class ApiError(BranchlineError):
         }
 
     def response(self, headers: Mapping[str, str] | None = None) -> Response:
-        """The whole HTTP answer."""
+        """The whole HTTP answer, with ``headers`` beside the error's own."""
         return Response(
             msgspec.json.encode({"error": self.detail}),
             status_code=self.status,
             media_type="application/json",
-            headers=headers,
+            headers={**self.headers, **(headers or {})},
         )
 
 
@@ -79,6 +82,29 @@ def bad_field(param: str, message: str, code: str | None = None) -> ApiError:
 def unavailable(message: str, code: str) -> ApiError:
     """503: nothing is wrong with the request, come back later."""
     return ApiError(message, status=503, type="server_error", code=code)
+
+
+def overloaded(message: str, retry_after: float | None) -> ApiError:
+    """429: the queue is full, and this request's tenant has more than its share of it.
+
+    Not a 503: who is turned away depends on whose request it is, and a router must not take
+    this server for a broken one.
+    """
+    return ApiError(
+        message,
+        status=429,
+        type="rate_limit_error",
+        code="queue_full",
+        headers={"retry-after": str(max(1, math.ceil(retry_after or 1)))},
+    )
+
+
+def refused(error: str) -> ApiError:
+    """400 for a request that the engine can't take; it says ``field: reason``."""
+    field, colon, reason = error.partition(": ")
+    if colon and field.isidentifier():
+        return bad_field(field, reason)
+    return ApiError(error)
 
 
 def internal_error(message: str) -> ApiError:

@@ -6,18 +6,34 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..engine.types import GenerationRequest, SamplingParams, TokenOutput
+from .access import Tenant
 from .detokenizer import Detokenizer, TextDelta
-from .errors import internal_error, unavailable
+from .errors import internal_error, overloaded, refused, unavailable
 from .metrics import ChoiceTimer, ServerMetrics
+from .openai import SamplingFields
 from .tokenizer import Tokenizer
 
 # A client that reads slowly stops its own request here, not the memory of the server.
 MERGE_QUEUE_SIZE = 64
 
 Generate = Callable[[GenerationRequest], AsyncGenerator[TokenOutput]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On what terms a request is computed: who is charged, in what order, sharing with whom."""
+
+    tenant: Tenant = field(default_factory=Tenant)
+    priority: int = 0
+    cache_salt: str | None = None
+
+    @classmethod
+    def of(cls, body: SamplingFields, tenant: Tenant) -> Terms:
+        """The terms that ``tenant``'s request asks for."""
+        return cls(tenant=tenant, priority=body.priority or 0, cache_salt=body.cache_salt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +54,12 @@ class ChoiceDelta:
 
 
 def expand_choices(
-    prompts: Sequence[tuple[list[int], SamplingParams]], adapter: str | None
+    prompts: Sequence[tuple[list[int], SamplingParams]],
+    adapter: str | None,
+    terms: Terms | None = None,
 ) -> list[ChoiceRequest]:
     """Every choice of every prompt, prompt by prompt; ``params.n`` choices each."""
+    terms = terms or Terms()
     choices: list[ChoiceRequest] = []
     for prompt_index, (token_ids, params) in enumerate(prompts):
         single = replace(params, n=1)
@@ -51,6 +70,10 @@ def expand_choices(
                 params=single,
                 adapter=adapter,
                 choice_index=choice_index,
+                priority=terms.priority,
+                tenant=terms.tenant.name,
+                weight=terms.tenant.weight,
+                cache_salt=terms.cache_salt,
             )
             choices.append(ChoiceRequest(len(choices), prompt_index, generation))
     return choices
@@ -73,7 +96,7 @@ class Generator:
         """
         sources = [self._run_choice(choice, model, arrival) for choice in choices]
         merged = sources[0] if len(sources) == 1 else _merge(sources)
-        with self._metrics.in_flight(model):
+        with self._metrics.in_flight(model, _tenant_of(choices[0].generation)):
             async with aclosing(merged):
                 async for delta in merged:
                     yield delta
@@ -84,11 +107,11 @@ class Generator:
         generation = choice.generation
         prompt = generation.prompt_token_ids
         detokenizer = Detokenizer(self._tokenizer, prompt, generation.params)
-        with self._metrics.time_choice(model, len(prompt), arrival) as timer:
+        with self._metrics.time_choice(model, generation, arrival) as timer:
             # Closing the engine's iterator is what aborts a request that a stop string ended.
             async with aclosing(self._generate(generation)) as outputs:
                 async for output in outputs:
-                    _raise_for(output)
+                    raise_for(output)
                     if output.queue_seconds is not None:
                         timer.queued(output.queue_seconds)
                     delta = detokenizer.push(output)
@@ -98,6 +121,10 @@ class Generator:
                         return
 
 
+def _tenant_of(generation: GenerationRequest) -> Tenant:
+    return Tenant(generation.tenant, generation.weight)
+
+
 def _count(timer: ChoiceTimer, delta: TextDelta) -> None:
     if delta.token_ids:
         timer.tokens(len(delta.token_ids), delta.num_cached_tokens)
@@ -105,9 +132,15 @@ def _count(timer: ChoiceTimer, delta: TextDelta) -> None:
         timer.finish(delta.finish_reason)
 
 
-def _raise_for(output: TokenOutput) -> None:
+def raise_for(output: TokenOutput) -> None:
+    """Raise what a client gets to see of an output without tokens; nothing for any other."""
     if output.finish_reason == "error":
-        raise internal_error(f"The engine failed on this request: {output.error}")
+        error = output.error or "no reason was given"
+        if output.error_kind == "refused":
+            raise refused(error)
+        if output.error_kind == "overloaded":
+            raise overloaded(error, output.retry_after)
+        raise internal_error(f"The engine failed on this request: {error}")
     if output.finish_reason == "abort":
         raise unavailable("The request was ended by the server.", "aborted")
 

@@ -43,8 +43,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "truncate_prompt_tokens": (),
         "allowed_token_ids": (),
         "bad_words": ([],),
-        "cache_salt": (),
-        "priority": (0,),
     }
 )
 
@@ -62,6 +60,9 @@ _PROMPT_SCHEMA = WithJsonSchema(
         ]
     }
 )
+
+
+CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Body(BaseModel):
@@ -102,6 +103,8 @@ class SamplingFields(Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    cache_salt: CacheSalt | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     include_stop_str_in_output: bool | None = None

@@ -42,7 +42,9 @@ def build_services(
 ) -> Services:
     """Wire the parts up around a started engine."""
     info, limits = supervisor.info, config.limits
-    metrics = ServerMetrics(catalog, lambda: supervisor.stats)
+    access = config.access
+    tenants = [access.tenant(name) for name in access.tenant_names]
+    metrics = ServerMetrics(catalog, lambda: supervisor.stats, tenants)
     use_defaults = config.generation_config == "auto"
     return Services(
         config=config,

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol
 
+from ..engine.cache_types import CacheReport, PinReport, PrefixTarget
 from ..engine.errors import EngineDeadError, EngineStartError
 from ..engine.types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 
@@ -31,6 +32,18 @@ class Engine(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput]:
         """The request's outputs; leaving early aborts it."""
+
+    async def report_cache(self, max_prefixes: int) -> CacheReport:
+        """The prefix cache as it stands."""
+
+    async def reset_cache(self) -> int:
+        """Forget every cached prefix."""
+
+    async def pin_prefix(self, target: PrefixTarget, ttl_seconds: float) -> PinReport:
+        """Keep a cached prefix on the device."""
+
+    async def remove_pin(self, pin_id: str) -> bool:
+        """End a pin; whether there was one."""
 
     async def stop(self) -> None:
         """Stop the engine."""
@@ -65,10 +78,30 @@ class EngineSupervisor:
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput]:
         """Hand a request to the engine of the moment; raises EngineDeadError without one."""
-        if not self.alive:
-            reason = self.engine.exit_reason or "the engine is gone"
-            raise EngineDeadError(reason if self.failed.is_set() else f"{reason}; restarting")
-        return self.engine.generate(request)
+        return self._living().generate(request)
+
+    async def report_cache(self, max_prefixes: int) -> CacheReport:
+        """The prefix cache as it stands; like all calls here, what ``EngineClient`` makes of it."""
+        return await self._living().report_cache(max_prefixes)
+
+    async def reset_cache(self) -> int:
+        """Forget every cached prefix; the number of blocks forgotten."""
+        return await self._living().reset_cache()
+
+    async def pin_prefix(self, target: PrefixTarget, ttl_seconds: float) -> PinReport:
+        """Keep a cached prefix on the device; raises RequestError for one that can't be."""
+        return await self._living().pin_prefix(target, ttl_seconds)
+
+    async def remove_pin(self, pin_id: str) -> bool:
+        """End a pin; whether there was one. Pins don't outlive their engine."""
+        return await self._living().remove_pin(pin_id)
+
+    def _living(self) -> Engine:
+        """The engine of the moment; raises EngineDeadError without one."""
+        if self.alive:
+            return self.engine
+        reason = self.engine.exit_reason or "the engine is gone"
+        raise EngineDeadError(reason if self.failed.is_set() else f"{reason}; restarting")
 
     async def watch(self) -> None:
         """Run until cancelled, or until the engine is gone for good."""

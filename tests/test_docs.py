@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 import pytest
 
 from branchline.cli import cli
+from branchline.server.config import Limits
 from branchline.server.openai import ACCEPTED, NEUTRAL, ChatRequest, CompletionRequest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +31,8 @@ def test_serving_lists_every_parameter() -> None:
 
 
 def test_the_readme_lists_every_flag_and_no_other() -> None:
-    options = [option for parameter in cli.commands["serve"].params for option in parameter.opts]
+    parameters = cli.commands["serve"].params
+    options = [option for p in parameters for option in (*p.opts, *p.secondary_opts)]
     flags = {option for option in options if option.startswith("--")}
     section = (ROOT / "README.md").read_text().split("## Flags of")[1].split("\n## ")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", section)) == flags
@@ -48,9 +51,21 @@ def test_the_readme_has_the_flags_defaults() -> None:
     options = [p for p in cli.commands["serve"].params if isinstance(p, click.Option)]
     defaults = {o.opts[0]: o.default for o in options if isinstance(o.default, str | int | float)}
     for flag, default in defaults.items():
-        said = "off" if default is False else f"{default:g}" if default != str(default) else default
+        said = f"{default:g}" if isinstance(default, int | float) else default
+        if isinstance(default, bool):
+            said = "on" if default else "off"
         assert listed.get(flag, said) == said, flag
     assert len(listed) > 20
+
+
+def test_serving_lists_every_limit_and_its_number() -> None:
+    rows = re.findall(
+        r"^\| `([a-z_]+)` \| ([0-9,]+) \|",
+        (ROOT / "docs/serving.md").read_text().split("## Limits\n")[1].split("\n## ")[0],
+        re.MULTILINE,
+    )
+    listed = {name: int(number.replace(",", "")) for name, number in rows}
+    assert listed == {field.name: field.default for field in dataclasses.fields(Limits)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -27,9 +27,18 @@ FLOORS = {
     "gateway": set(),
 }
 TORCH_FREE = (
-    *("engine.types", "engine.config", "engine.errors", "engine.blocks", "engine.scheduler"),
-    *("engine.plan", "engine.policy", "engine.request", "engine.client", "engine.messages"),
-    *("engine.models.config", "lora.adapter", "lora.slots", "lora.errors", "lora.shapes"),
+    *("engine.types", "engine.config", "engine.errors", "engine.blocks"),
+    *("engine.cache_types", "engine.prefix_key", "engine.radix_tree"),
+    *("engine.eviction", "engine.host_blocks", "engine.cached_blocks"),
+    *("engine.prefix_cache", "engine.host_tier", "engine.restore_policy"),
+    *("engine.block_keys", "engine.tree_events", "engine.cache_check"),
+    *("engine.cache_report", "engine.cache_use", "engine.pins", "engine.intake"),
+    *("engine.fence", "engine.seats", "engine.admission", "engine.shared_prefill"),
+    *("engine.fair_queue", "engine.tenants", "engine.tenant_line", "engine.line_walk"),
+    *("engine.retry_after", "engine.finish", "engine.limits", "engine.scheduler"),
+    *("engine.pipeline", "engine.plan", "engine.policy", "engine.request"),
+    *("engine.client", "engine.messages", "engine.models.config", "lora.adapter"),
+    *("lora.activation", "lora.traits", "lora.slots", "lora.errors", "lora.shapes"),
 )
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 50

@@ -121,8 +121,8 @@ def test_a_request_without_finite_logits_ends_alone_and_leaves_no_trace(model, a
 
 
 def test_poisoned_blocks_are_clean_when_taken_again(model):
-    """Of two blocks the second holder fills part of one; the rest must not reach its answer."""
-    loop = engine(model, max_model_len=16, block_size=16, kv_cache_gb=2 * 32768 / 2**30)
+    """Of one block the second holder fills part of one; the rest must not reach its answer."""
+    loop = engine(model, max_model_len=16, block_size=16, kv_cache_gb=3 * 32768 / 2**30)
     assert loop.info.num_blocks == 1
     expected = run(loop, [request("before", [5, 6], max_tokens=4)])["before"]
     run(loop, [request("bad", [NAN_TOKEN] * 12)])

@@ -7,9 +7,17 @@ import os
 import pytest
 import torch
 
+from branchline.engine.blocks import NUM_RESERVED_BLOCKS
 from branchline.engine.config import EngineConfig
 from branchline.engine.errors import EngineStartError
-from branchline.engine.memory import CPU_SHARE, GIB, kv_budget, machine_memory, num_blocks_for
+from branchline.engine.memory import (
+    CPU_SHARE,
+    GIB,
+    host_blocks_for,
+    kv_budget,
+    machine_memory,
+    num_blocks_for,
+)
 
 CPU = torch.device("cpu")
 
@@ -39,13 +47,36 @@ def test_a_control_group_can_lower_the_machine_s_memory(tmp_path, text, limit):
     assert machine_memory(path) == (limit or total)
 
 
-def test_block_zero_is_counted_on_top():
-    assert num_blocks_for(budget=1000, block_bytes=100, block_size=4, max_model_len=36) == 10
+def test_reserved_blocks_are_counted_on_top():
+    most = 4 * (10 - NUM_RESERVED_BLOCKS)
+    assert num_blocks_for(budget=1000, block_bytes=100, block_size=4, max_model_len=most) == 10
 
 
 def test_too_small_a_pool_names_both_sides_and_what_to_change():
-    with pytest.raises(EngineStartError, match=r"holds 36 tokens.*max_model_len 37.*kv_cache_gb"):
-        num_blocks_for(budget=1000, block_bytes=100, block_size=4, max_model_len=37)
+    most = 4 * (10 - NUM_RESERVED_BLOCKS)
+    error = f"holds {most} tokens.*max_model_len {most + 1}.*kv_cache_gb"
+    with pytest.raises(EngineStartError, match=error):
+        num_blocks_for(budget=1000, block_bytes=100, block_size=4, max_model_len=most + 1)
+
+
+@pytest.mark.parametrize(
+    ("kv_offload_gb", "block_bytes", "num_blocks"),
+    [(0, 1000, 0), (0.0, 1, 0), (0.5, GIB // 8, 4), (0.5, GIB // 8 + 1, 3), (0.5, GIB // 2, 1)],
+)
+def test_host_blocks_stay_within_their_budget(kv_offload_gb, block_bytes, num_blocks):
+    assert host_blocks_for(kv_offload_gb, block_bytes) == num_blocks
+
+
+@pytest.mark.parametrize(
+    ("kv_offload_gb", "error"),
+    [
+        (1e6, r"kv_offload_gb: 1e\+06 is more than the .* GiB there is"),
+        (0.001, "kv_offload_gb: 0.001 is less than one block, 2 MiB"),
+    ],
+)
+def test_host_memory_that_can_t_be_had_is_refused_at_the_start(kv_offload_gb, error):
+    with pytest.raises(EngineStartError, match=error):
+        host_blocks_for(kv_offload_gb, 2 * 1024**2)
 
 
 @pytest.mark.parametrize(

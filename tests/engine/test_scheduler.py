@@ -3,45 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from small_scheduler import EOS, generation, lengths, make_scheduler, step
 
-from branchline.engine.blocks import BlockPool
 from branchline.engine.errors import RequestError
 from branchline.engine.plan import SampledToken
-from branchline.engine.scheduler import Scheduler, SchedulerLimits
 from branchline.engine.types import GenerationRequest, SamplingParams
-from branchline.lora.slots import AdapterSlots
-
-EOS = 99
-
-
-def make_scheduler(num_blocks=64, block_size=4, budget=32, max_num_seqs=8, max_model_len=100):
-    slots = AdapterSlots(2)
-    slots.add("digest-a")
-    limits = SchedulerLimits(max_model_len, max_num_seqs, budget)
-    return Scheduler(BlockPool(num_blocks, block_size), slots, limits, (EOS,))
-
-
-def generation(request_id, num_prompt=5, adapter=None, priority=0, **params):
-    params = {"temperature": 0, "seed": 0, "max_tokens": 4, **params}
-    return GenerationRequest(
-        request_id=request_id,
-        prompt_token_ids=list(range(num_prompt)),
-        params=SamplingParams(**params),
-        adapter=adapter,
-        priority=priority,
-    )
-
-
-def lengths(plan):
-    return {chunk.request.request_id: chunk.num_scheduled_tokens for chunk in plan.chunks}
-
-
-def step(scheduler, token_id=7):
-    plan = scheduler.schedule()
-    scheduler.check()
-    outputs = scheduler.apply(plan, [SampledToken(token_id) for _ in plan.sampling_chunks()])
-    scheduler.check()
-    return plan, outputs
 
 
 def test_a_prompt_is_cut_to_the_budget_and_samples_at_its_end():
@@ -70,7 +36,7 @@ def test_no_more_than_max_num_seqs_run():
     for name in "abc":
         scheduler.add(generation(name))
     step(scheduler)
-    assert (len(scheduler.running), len(scheduler.waiting)) == (2, 1)
+    assert (len(scheduler.running), scheduler.num_waiting) == (2, 1)
 
 
 def test_lower_priority_numbers_start_first_then_the_oldest():
@@ -100,33 +66,31 @@ def test_how_a_request_ends(params, tokens, reason, stop_token_id):
     assert [output.finish_reason for output in outputs] == [None] * (len(tokens) - 1) + [reason]
     assert outputs[-1].stop_token_id == stop_token_id
     assert not scheduler.has_requests
-    assert scheduler.num_free_blocks == scheduler.num_usable_blocks
+    assert scheduler.cache.blocks.num_available == scheduler.cache.pool.num_usable
 
 
-def test_the_last_in_rank_gives_way_and_starts_again():
-    scheduler = make_scheduler(num_blocks=5, max_model_len=16)
-    scheduler.add(generation("a", num_prompt=8, max_tokens=8))
+@pytest.mark.parametrize(("caching", "num_again"), [(False, 9), (True, 5)])
+def test_the_last_in_rank_gives_way_and_starts_again(caching, num_again):
+    """Of four blocks the one who stays takes three, and one of the other's is still there."""
+    scheduler = make_scheduler(num_blocks=5, max_model_len=16, caching=caching)
+    scheduler.add(generation("a", num_prompt=8, max_tokens=5))
     scheduler.add(generation("b", num_prompt=8, max_tokens=8))
     step(scheduler)
     plan, outputs = step(scheduler, token_id=8)
     assert lengths(plan) == {"a": 1}
     assert [output.request_id for output in outputs] == ["a"]
-    assert scheduler.num_preemptions == 1
-    [waiting] = scheduler.waiting
-    assert (waiting.request_id, waiting.num_computed_tokens) == ("b", 0)
-    assert waiting.output_token_ids == [7]
+    assert (scheduler.num_preemptions, scheduler.num_waiting) == (1, 1)
     while scheduler.running[0].request_id == "a":
         plan, _ = step(scheduler)
         if not scheduler.running:
-            break
-    plan, _ = step(scheduler)
-    assert lengths(plan) == {"b": 9}
+            plan, _ = step(scheduler)
+    assert lengths(plan) == {"b": num_again}
     assert plan.sampling_chunks()
 
 
 @pytest.mark.parametrize("end", ["abort", "length"])
 def test_blocks_are_cleared_before_reuse_however_their_request_ended(end):
-    scheduler = make_scheduler()
+    scheduler = make_scheduler(num_blocks=4, max_model_len=12, caching=False)
     scheduler.add(generation("a", num_prompt=10, max_tokens=2))
     step(scheduler)
     held = set(scheduler.running[0].blocks.block_ids)
@@ -134,9 +98,10 @@ def test_blocks_are_cleared_before_reuse_however_their_request_ended(end):
         scheduler.abort("a")
     else:
         step(scheduler)
-    assert set(scheduler.schedule().zero_block_ids) == held
-    scheduler.add(generation("b"))
-    step(scheduler)
+    assert scheduler.schedule().zero_block_ids == ()
+    scheduler.add(generation("b", num_prompt=9))
+    plan, _ = step(scheduler)
+    assert set(plan.zero_block_ids) == held
     assert scheduler.schedule().zero_block_ids == ()
 
 
@@ -176,7 +141,6 @@ def test_abort_is_for_any_state_and_any_number_of_times():
 def test_an_adapter_slot_is_held_from_admission_to_the_end():
     scheduler = make_scheduler()
     scheduler.add(generation("a", adapter="digest-a", max_tokens=2))
-    assert scheduler.waiting[0].slot is None
     step(scheduler)
     request = scheduler.running[0]
     assert request.slot is not None
@@ -212,9 +176,7 @@ def test_rows_of_one_adapter_lie_side_by_side():
 
 def test_the_first_token_says_how_long_the_request_waited():
     now = 10.0
-    scheduler = Scheduler(
-        BlockPool(5, 4), AdapterSlots(0), SchedulerLimits(16, 1, 8), (EOS,), clock=lambda: now
-    )
+    scheduler = make_scheduler(max_num_seqs=1, max_model_len=16, budget=8, clock=lambda: now)
     for name in "ab":
         scheduler.add(generation(name, max_tokens=2))
     waits = []
@@ -222,3 +184,70 @@ def test_the_first_token_says_how_long_the_request_waited():
         waits += [output.queue_seconds for output in step(scheduler)[1]]
         now += 1.5
     assert waits == [0.0, None, 3.0, None]
+
+
+def test_a_prompt_in_the_cache_costs_its_new_tokens_and_says_so():
+    scheduler = make_scheduler()
+    scheduler.add(generation("a", num_prompt=10, max_tokens=1))
+    _, [output] = step(scheduler)
+    assert output.num_cached_tokens == 0
+    scheduler.add(generation("again", num_prompt=11, max_tokens=2, first=ord("a")))
+    plan, [output] = step(scheduler)
+    assert lengths(plan) == {"again": 3}
+    assert output.num_cached_tokens == 8
+    assert step(scheduler)[1][0].num_cached_tokens == 0
+
+
+def test_of_a_whole_prompt_in_the_cache_one_token_is_computed():
+    scheduler = make_scheduler()
+    for name in ("a", "again"):
+        scheduler.add(generation(name, num_prompt=8, max_tokens=1, first=1))
+        plan, [output] = step(scheduler)
+    assert lengths(plan) == {"again": 1}
+    assert output.num_cached_tokens == 7
+
+
+def test_the_answer_is_found_in_the_next_turn():
+    scheduler = make_scheduler()
+    scheduler.add(generation("a", num_prompt=6, max_tokens=7, first=1))
+    while scheduler.has_requests:
+        step(scheduler)
+    prompt = [1, *range(1, 6), *[7] * 7, 50]
+    request = GenerationRequest(
+        request_id="b", prompt_token_ids=prompt, params=SamplingParams(seed=0, max_tokens=1)
+    )
+    scheduler.add(request)
+    assert step(scheduler)[1][0].num_cached_tokens == 12, "the last token's KV was not computed"
+
+
+def test_a_beginning_that_two_wait_for_is_computed_once():
+    scheduler = make_scheduler(budget=16)
+    for name in "abc":
+        scheduler.add(generation(name, num_prompt=24, max_tokens=1, first=1))
+    plans = [lengths(step(scheduler)[0]) for _ in range(3)]
+    assert plans == [{"a": 16}, {"a": 8}, {"b": 1, "c": 1}]
+
+
+def test_one_that_shares_only_a_beginning_waits_only_for_that():
+    scheduler = make_scheduler(budget=8)
+    scheduler.add(generation("a", num_prompt=30, first=1))
+    prompt = [1, *range(1, 7), 90, 91, 92, 93]
+    other = GenerationRequest(
+        request_id="b", prompt_token_ids=prompt, params=SamplingParams(seed=0, max_tokens=1)
+    )
+    scheduler.add(other)
+    assert lengths(step(scheduler)[0]) == {"a": 8}
+    scheduler.add(generation("c", num_prompt=3))
+    while scheduler.num_waiting:
+        plan, _ = step(scheduler)
+    assert plan.sampling_chunks()
+    assert scheduler.use.num_hit_tokens == 4
+
+
+def test_an_abort_frees_those_who_waited_for_its_prefill():
+    scheduler = make_scheduler(budget=8)
+    for name in "ab":
+        scheduler.add(generation(name, num_prompt=24, max_tokens=1, first=1))
+    assert lengths(step(scheduler)[0]) == {"a": 8}
+    scheduler.abort("a")
+    assert lengths(step(scheduler)[0]) == {"b": 8}

@@ -6,10 +6,12 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from fake_model import DIGESTS, NUM_TOKEN_IDS, House, Setting
+import pytest
+from fake_model import DIGESTS, INVOCATION, NUM_TOKEN_IDS, Setting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from scheduler_house import House
 
 from branchline.engine.types import GenerationRequest, SamplingParams
 
@@ -20,7 +22,17 @@ settings_of_a_house = st.builds(
     budget=st.sampled_from([1, 2, 3, 7, 16, 64, 1000]),
     max_num_seqs=st.sampled_from([1, 2, 3, 8]),
     max_model_len=st.sampled_from([7, 20, 40]),
+    enabled=st.sampled_from([True, True, False]),
+    num_host_blocks=st.sampled_from([0, 0, 3, 40]),
+    depth=st.integers(0, 1),
+    max_step_rank=st.sampled_from([None, 64, 80]),
+    max_queued_requests=st.sampled_from([None, None, 3]),
+    policy=st.sampled_from(["fair", "fair", "fcfs"]),
+    max_overtake_cost=st.sampled_from([1, 30, 65536]),
+    tenant_share=st.sampled_from([0.3, 0.5, 1.0]),
+    isolate_tenants=st.booleans(),
 )
+beginnings = st.sampled_from([[], [], list(range(12)), [5] * 20, [*range(6), *INVOCATION]])
 params_of_a_request = st.builds(
     SamplingParams,
     max_tokens=st.sampled_from([None, 1, 2, 5, 17]),
@@ -50,14 +62,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         data=st.data(),
         params=params_of_a_request,
         adapter=st.sampled_from([None, *DIGESTS]),
-        priority=st.integers(-1, 1),
     )
-    def add(
-        self, data: st.DataObject, params: SamplingParams, adapter: str | None, priority: int
-    ) -> None:
+    def add(self, data: st.DataObject, params: SamplingParams, adapter: str | None) -> None:
         longest = self.house.setting.max_model_len - 1
-        prompt = data.draw(st.lists(st.integers(0, 22), min_size=1, max_size=longest))
-        fields = {"adapter": adapter, "priority": priority}
+        beginning = data.draw(beginnings)[: longest - 1]
+        size = longest - len(beginning)
+        rest = data.draw(st.lists(st.integers(0, 22), min_size=1, max_size=size))
+        prompt = [*beginning, *rest]
+        fields = {
+            "adapter": adapter,
+            "priority": data.draw(st.integers(-1, 1)),
+            "tenant": data.draw(st.sampled_from("abc")),
+            "weight": data.draw(st.sampled_from([0.5, 1.0, 3.0])),
+            "cache_salt": data.draw(st.sampled_from([None, None, "pepper"])),
+        }
         self.house.add(make_generation(f"r{self.num_added}", prompt, params, **fields))
         self.num_added += 1
 
@@ -70,9 +88,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step_with_bad_rows(self, num_errors: int) -> None:
         self.house.step(num_errors)
 
-    @rule(executed=st.booleans())
-    def failing_step(self, executed: bool) -> None:
-        self.house.failing_step(executed=executed)
+    @rule()
+    def failing_step(self) -> None:
+        self.house.failing_step()
+
+    @rule()
+    def next_copy_fails(self) -> None:
+        self.house.copier.fails_next = True
+
+    @rule()
+    def reset_the_cache(self) -> None:
+        self.house.cache.blocks.reset()
 
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
@@ -90,12 +116,14 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=100, stateful_step_count=30)
+TestScheduler.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 @settings(max_examples=60)
 @given(
-    setting=settings_of_a_house.map(lambda setting: replace(setting, max_model_len=40)),
+    setting=settings_of_a_house.map(
+        lambda setting: replace(setting, max_model_len=40, max_queued_requests=None)
+    ),
     order=st.permutations(range(6)),
     waits=st.lists(st.integers(0, 5), min_size=6, max_size=6),
 )
@@ -122,54 +150,42 @@ def test_the_settings_above_do_preempt() -> None:
     assert house.scheduler.num_preemptions > 0
 
 
-def test_all_blocks_are_free_after_two_thousand_requests_with_aborts() -> None:
-    chance = random.Random(0)
-    house = House(
-        Setting(num_spare_blocks=30, budget=48, max_num_seqs=12, max_model_len=64, block_size=4)
+@pytest.mark.parametrize(("depth", "num_host_blocks"), [(0, 0), (0, 60), (1, 0), (1, 60)])
+def test_nothing_is_lost_in_ten_thousand_requests_with_aborts(depth, num_host_blocks) -> None:
+    """2,500 in each of four houses, sharing beginnings, a tenth of them leaving early."""
+    chance = random.Random(depth + num_host_blocks)
+    setting = Setting(
+        num_spare_blocks=30,
+        budget=48,
+        max_num_seqs=12,
+        max_model_len=64,
+        depth=depth,
+        num_host_blocks=num_host_blocks,
     )
+    house = House(setting)
+    starts = [[chance.randrange(NUM_TOKEN_IDS) for _ in range(40)] for _ in range(4)]
     num_added = num_aborted = 0
-    while num_added < 2000 or house.live:
-        while num_added < 2000 and len(house.live) < 20 and chance.random() < 0.6:
-            prompt = [chance.randrange(NUM_TOKEN_IDS) for _ in range(chance.randint(1, 50))]
+    while num_added < 2500 or house.live:
+        while num_added < 2500 and len(house.live) < 20 and chance.random() < 0.6:
+            start = chance.choice(starts)[: chance.randint(0, 40)]
+            rest = [chance.randrange(NUM_TOKEN_IDS) for _ in range(chance.randint(1, 10))]
             params = SamplingParams(max_tokens=chance.randint(1, 14))
-            adapter = chance.choice([None, *DIGESTS])
-            house.add(make_generation(f"r{num_added}", prompt, params, adapter=adapter))
+            fields = {"adapter": chance.choice([None, *DIGESTS]), "tenant": chance.choice("ab")}
+            house.add(make_generation(f"r{num_added}", [*start, *rest], params, **fields))
             num_added += 1
         if house.live and chance.random() < 0.15:
             num_aborted += 1
             house.abort(chance.choice(list(house.live)))
-        if house.live:
-            house.step()
+        house.step()
     house.drain()
     assert num_aborted > 200
-    assert len(house.finished) == 2000 - num_aborted
+    assert len(house.finished) == 2500 - num_aborted
     assert house.scheduler.num_preemptions > 0
-
-
-def _poison_all_blocks(house: House) -> None:
-    longest = house.setting.max_model_len - 1
-    house.add(make_generation("poisons", [1] * longest, SamplingParams()))
-    house.failing_step(executed=True)
-
-
-def _use_most_blocks(house: House) -> None:
-    """With a free slot at the end, and without the block that was given back last."""
-    length = house.setting.max_model_len - 1 - house.setting.block_size
-    house.add(make_generation("reads", [2] * length, SamplingParams()))
+    assert house.scheduler.use.num_hit_tokens > 10_000
+    assert (house.cache.host is not None) == bool(num_host_blocks)
+    if house.cache.host is not None:
+        assert house.cache.host.num_restored > 100
+    house.cache.blocks.reset()
     house.drain()
-    assert house.finished["reads"]
-
-
-def test_blocks_to_clear_wait_for_a_step_that_computes_something() -> None:
-    house = House(Setting(budget=64))
-    _poison_all_blocks(house)
-    assert not house.step().chunks
-    _use_most_blocks(house)
-
-
-def test_blocks_to_clear_outlive_a_step_that_fails_before_it_clears_them() -> None:
-    house = House(Setting(budget=64))
-    _poison_all_blocks(house)
-    house.add(make_generation("fails", [3], SamplingParams()))
-    house.failing_step(executed=False)
-    _use_most_blocks(house)
+    assert house.cache.pool.num_free == house.cache.pool.num_usable
+    assert house.cache.blocks.host.num_free == num_host_blocks

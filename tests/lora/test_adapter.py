@@ -25,7 +25,12 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("peft_type", "ADALORA", "LORA"),
     ("peft_type", None, "LORA"),
     ("use_dora", True, "DoRA"),
-    ("alora_invocation_tokens", [1, 2], "aLoRA"),
+    ("alora_invocation_tokens", "<|im_start|>", "list of token ids"),
+    ("alora_invocation_tokens", 5, "list of token ids"),
+    ("alora_invocation_tokens", [1, -1], "list of token ids"),
+    ("alora_invocation_tokens", [1, 2.0], "list of token ids"),
+    ("alora_invocation_tokens", [True], "list of token ids"),
+    ("alora_invocation_tokens", [1] * 5000, "at most 4096"),
     ("bias", "all", "none"),
     ("bias", "lora_only", "none"),
     ("lora_bias", True, "false"),
@@ -97,6 +102,11 @@ SERVED: list[tuple[str, Any]] = [
     ("next_years_config", None),
     ("target_modules", "all-linear"),
     ("layers_to_transform", 3),
+    ("alora_invocation_tokens", None),
+    ("alora_invocation_tokens", []),
+    ("alora_invocation_tokens", [1, 1023, 201]),
+    ("velora_config", None),
+    ("init_lora_weights", "mica"),
 ]
 
 WITHOUT_EFFECT: list[tuple[str, Any]] = [
@@ -108,6 +118,7 @@ WITHOUT_EFFECT: list[tuple[str, Any]] = [
     ("task_type", None),
     ("lora_alpha", 16.0),
     ("next_years_config", None),
+    ("alora_invocation_tokens", []),
 ]
 WITH_EFFECT: list[tuple[str, Any]] = [
     ("r", 4),
@@ -115,6 +126,7 @@ WITH_EFFECT: list[tuple[str, Any]] = [
     ("use_rslora", True),
     ("rank_pattern", {"q_proj": 4}),
     ("alpha_pattern", {"q_proj": 4}),
+    ("alora_invocation_tokens", [1, 2]),
 ]
 
 
@@ -183,6 +195,26 @@ def test_digest_sees_what_changes_the_output(adapter_dir: Path, field: str, valu
     before = digest_adapter(adapter_dir)
     write_config(adapter_dir, with_field(field, value))
     assert digest_adapter(adapter_dir) != before
+
+
+def test_digest_sees_every_invocation_token_and_their_order(adapter_dir: Path) -> None:
+    digests = set()
+    for invocation in ([1, 2], [2, 1], [1, 2, 2], [12]):
+        write_config(adapter_dir, with_field("alora_invocation_tokens", invocation))
+        digests.add(digest_adapter(adapter_dir))
+    assert len(digests) == 4
+
+
+def test_digests_of_plain_lora_stay_what_they_were(adapter_dir: Path) -> None:
+    """They are names of cached KV and of files in stores, so no release may change them."""
+    assert digest_adapter(adapter_dir) == (
+        "a1e380c9408f725b845f82edd84a7864b9bfaa3a1b436b2654c521bf4a6cc71c"
+    )
+    patterns = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 3}}
+    write_config(adapter_dir, {**PLAIN, "use_rslora": True, **patterns})
+    assert digest_adapter(adapter_dir) == (
+        "eacd2c1d05396130ed11baf6981706be3f94caca515a9e2701ad86532e6d0176"
+    )
 
 
 def test_digest_is_of_content_not_of_names_or_key_order(adapter_dir: Path, tmp_path: Path) -> None:

@@ -105,6 +105,9 @@ PATTERNS: dict[str, list[tuple[int | None, int]]] = {
     "prefill and decode": [(3, 100), *[(i % len(RANKS), 1) for i in range(30)], (None, 20)],
     "chunks": [(i % len(RANKS), 17) for i in range(24)],
     "empty segments": [(0, 0), (1, 1), (None, 0), (1, 2), (5, 0), (2, 1), (3, 1), (None, 1)],
+    "activated": [(None, 5), (2, 11), (None, 40), (2, 1), (None, 0), (2, 3), (3, 1), (None, 1)],
+    "one prompt in pieces": [(1, 1), (2, 1), (3, 1), (None, 37), (2, 3), (None, 37), (2, 60)],
+    "activated at the very start": [(None, 0), (4, 17), (None, 0), (4, 1), (None, 16), (4, 0)],
     "every row base": [(None, 9)],
     "no rows": [(1, 0), (None, 0)],
 }

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from branchline.lora.adapter import AdapterConfig
+from branchline.lora.adapter import AdapterConfig, digest_adapter
 from branchline.lora.bank import AdapterBank
 from branchline.lora.layers import StepLora, project
 from branchline.lora.loader import load_adapter
@@ -158,6 +158,26 @@ def test_groups_that_the_adapter_leaves_alone_take_no_pages(
     by_slice = weights.groups["qkv"].b.split([96, 48, 48], dim=-1)
     assert [bool(part.any()) for part in by_slice] == [False, True, False]
     assert not weights.groups["qkv"].b[:, 1, 1:].any()
+
+
+def test_an_activated_lora_is_stored_as_a_plain_one(
+    model_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """PEFT marks it in the configuration alone."""
+    plain, activated = (
+        make_adapter(model_dir("llama32"), tmp_path / str(i), 8, seed=5, **fields)
+        for i, fields in enumerate(({}, {"alora_invocation_tokens": [1, 2]}))
+    )
+    config = AdapterConfig.from_directory(activated)
+    assert config.invocation_tokens == (1, 2)
+    assert AdapterConfig.from_directory(plain).invocation_tokens is None
+    ours = load_adapter(activated, config, shapes_of("llama32"))
+    theirs = load_adapter(plain, AdapterConfig.from_directory(plain), shapes_of("llama32"))
+    assert ours.num_pages == theirs.num_pages
+    for name, group in ours.groups.items():
+        assert torch.equal(group.a, theirs.groups[name].a)
+        assert torch.equal(group.b, theirs.groups[name].b)
+    assert digest_adapter(activated) != digest_adapter(plain)
 
 
 def test_adapters_change_greedy_outputs(model_dir: Callable[[str], Path], tmp_path: Path) -> None:

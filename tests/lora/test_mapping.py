@@ -70,6 +70,28 @@ def test_neighbours_of_one_adapter_are_one_run(bank: AdapterBank) -> None:
     assert routing.tiles == ()
 
 
+@pytest.mark.parametrize("before", [0, 1, 20])
+@pytest.mark.parametrize("after", [0, 1, 20])
+def test_an_activated_prompt_is_a_base_and_an_adapter_segment(
+    bank: AdapterBank, before: int, after: int
+) -> None:
+    """Two prompts of one adapter, each begun by the base, beside a decode of it and others'."""
+    slots = [2, 3, 4, None, None, 2, None, 2, None, 3]
+    lengths = [1, 1, 1, 1, before, after, 7, 3, 2, 0]
+    step = build_mapping(slots, lengths, bank)
+    assert step is not None
+    first = 4 + before
+    second = first + after + 7
+    expected = [0, 1, 2, *range(first, first + after), *range(second, second + 3)]
+    assert sorted(routed_tokens(step.groups["qkv"])) == expected
+
+
+def test_two_segments_of_one_adapter_meet_across_an_empty_one(bank: AdapterBank) -> None:
+    step = build_mapping([3, None, 3, None], [20, 0, 12, 4], bank)
+    assert step is not None
+    assert [(r.tokens.start, r.tokens.stop) for r in step.groups["qkv"].runs] == [(0, 32)]
+
+
 def test_long_runs_beside_scattered_rows(bank: AdapterBank) -> None:
     slots = [1, None, 2, 3, 4, 1]
     step = build_mapping(slots, [MIN_RUN_ROWS, 2, 1, 1, MIN_RUN_ROWS - 1, 1], bank)

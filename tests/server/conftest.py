@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -15,9 +16,10 @@ from fastapi import FastAPI
 from tiny_models import make_tiny_tokenizer
 
 from branchline.engine.config import AdapterSource, EngineConfig
+from branchline.server.access import Access, parse_access
 from branchline.server.adapters import Catalog, ServedModel
 from branchline.server.app import create_app
-from branchline.server.config import Limits, ServeConfig, digest_key
+from branchline.server.config import Limits, ServeConfig
 from branchline.server.services import Services, build_services
 from branchline.server.supervisor import EngineSupervisor
 from branchline.server.tokenizer import Tokenizer
@@ -81,20 +83,32 @@ def catalog() -> Catalog:
     return Catalog(models[0], {model.name: model for model in models}, sources)
 
 
+def access(**options: Any) -> Access:
+    """What the command line's access flags make."""
+    none = {"api_key": (), "tenant": (), "tenant_weight": (), "admin_key": ()}
+    return parse_access({**none, "fleet_secret": None, **options})
+
+
 def make_services(
-    tokenizer: Tokenizer, engine: FakeEngine, keys: tuple[str, ...] = (), **limits: int
+    tokenizer: Tokenizer,
+    engine: FakeEngine,
+    who: Access | None = None,
+    host: str = "127.0.0.1",
+    engine_options: Mapping[str, Any] = MappingProxyType({}),
+    **limits: Any,
 ) -> Services:
     config = ServeConfig(
-        engine=EngineConfig(model="/models/base"),
-        api_key_digests=tuple(digest_key(key) for key in keys),
+        engine=EngineConfig(model="/models/base", **engine_options),
+        access=who or Access(),
+        host=host,
         limits=Limits(**limits),
     )
     return build_services(config, catalog(), tokenizer, EngineSupervisor(engine), created=1)
 
 
-def make_client(app: FastAPI) -> httpx.AsyncClient:
+def make_client(app: FastAPI, base_url: str = "http://test") -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+    return httpx.AsyncClient(transport=transport, base_url=base_url)
 
 
 @pytest.fixture

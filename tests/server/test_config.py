@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from branchline import __version__, cli
+from branchline.engine.config import EngineConfig
 from branchline.server import serve as serve_module
+from branchline.server.access import TenantKey, digest_key
 from branchline.server.adapters import CatalogError, open_catalog
-from branchline.server.config import AdapterSpec, ServeConfig, digest_key
+from branchline.server.config import AdapterSpec, ServeConfig
 from branchline.server.hub import NotFoundError, find_directory
 from branchline.server.sampling import read_defaults
 
@@ -35,6 +37,11 @@ def refuse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     return caught.value.format_message()
 
 
+def plain_keys(*keys: str) -> tuple[TenantKey, ...]:
+    """Keys of ``--api-key``, each a tenant of its own."""
+    return tuple(TenantKey(digest_key(key), f"key-{n}") for n, key in enumerate(keys, start=1))
+
+
 def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BRANCHLINE_API_KEY", raising=False)
     config = parse(
@@ -42,14 +49,64 @@ def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         *("m", "--port", "0", "--max-model-len", "100", "--kv-cache-gb", "0.5"),
         *("--dtype", "float32", "--served-model-name", "a", "--served-model-name", "b"),
         *("--api-key", "k1", "--api-key", "k2", "--max-body-mb", "0.5", "--restart-engine"),
+        *("--body-timeout", "7.5"),
     )
     assert config.engine.model == "m"
     assert (config.engine.max_model_len, config.engine.kv_cache_gb) == (100, 0.5)
     assert config.served_model_names == ("a", "b")
-    assert config.api_key_digests == (digest_key("k1"), digest_key("k2"))
+    assert config.access.keys == plain_keys("k1", "k2")
     assert config.limits.max_body_bytes == 1 << 19
+    assert config.limits.body_timeout == 7.5
     assert config.restart_engine
     assert "k1" not in repr(config), "keys are only kept as digests"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        ((), "enable_prefix_caching", True),
+        (("--no-enable-prefix-caching",), "enable_prefix_caching", False),
+        (("--enable-prefix-caching",), "enable_prefix_caching", True),
+        ((), "kv_offload_gb", 0),
+        (("--kv-offload-gb", "1.5"), "kv_offload_gb", 1.5),
+        ((), "isolate_tenants", True),
+        (("--share-prefixes",), "isolate_tenants", False),
+        ((), "max_loras", None),
+        (("--max-loras", "3"), "max_loras", 3),
+        ((), "max_step_rank", None),
+        (("--max-step-rank", "64"), "max_step_rank", 64),
+        ((), "scheduling_policy", "fair"),
+        (("--scheduling-policy", "fcfs"), "scheduling_policy", "fcfs"),
+        ((), "max_queued_requests", 2048),
+        (("--max-queued-requests", "5"), "max_queued_requests", 5),
+        ((), "max_overtake_cost", 65536),
+        (("--max-overtake-cost", "100"), "max_overtake_cost", 100),
+        ((), "tenant_kv_share", 0.5),
+        (("--tenant-kv-share", "1"), "tenant_kv_share", 1),
+    ],
+)
+def test_flags_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], field: str, value: object
+) -> None:
+    config = parse(monkeypatch, "m", *arguments)
+    assert getattr(config.engine, field) == value
+
+
+def test_flags_and_the_engines_defaults_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the queue, which has no limit where nobody comes over HTTP."""
+    config = parse(monkeypatch, "m")
+    assert config.engine == EngineConfig(model="m", max_queued_requests=2048)
+    assert EngineConfig(model="m").max_queued_requests is None
+
+
+def test_a_files_switch_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("model: m\nenable-prefix-caching: false\nshare-prefixes: true\n")
+    config = parse(monkeypatch, "--config", str(file))
+    assert not config.engine.enable_prefix_caching
+    assert not config.engine.isolate_tenants
+    again = parse(monkeypatch, "--config", str(file), "--enable-prefix-caching")
+    assert again.engine.enable_prefix_caching
 
 
 @pytest.mark.parametrize(
@@ -73,7 +130,7 @@ def test_adapters_one_or_several_a_flag(
 def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRANCHLINE_API_KEY", "k2, k3")
     config = parse(monkeypatch, "m", "--api-key", "k1")
-    assert config.api_key_digests == tuple(map(digest_key, ("k1", "k2", "k3")))
+    assert config.access.keys == plain_keys("k1", "k2", "k3")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +146,20 @@ def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (("m", "--lora", "x"), ("--lora", "NAME=PATH")),
         (("m", "--lora", "=x"), ("--lora", "NAME=PATH")),
         (("m", "--no-such-flag"), ("--no-such-flag",)),
+        (("m", "--kv-offload-gb", "-1"), ("--kv-offload-gb", "0 or more")),
+        (("m", "--kv-offload-gb", "nan"), ("--kv-offload-gb", "finite")),
+        (("m", "--kv-cache-gb", "inf"), ("--kv-cache-gb", "finite")),
+        (("m", "--max-body-mb", "inf"), ("--max-body-mb", "finite")),
+        (("m", "--body-timeout", "0"), ("--body-timeout", "0.0")),
+        (("m", "--body-timeout", "inf"), ("--body-timeout", "finite")),
+        (("m", "--max-loras", "0"), ("--max-loras", "at least 1")),
+        (("m", "--max-step-rank", "0"), ("--max-step-rank", "at least 1")),
+        (("m", "--scheduling-policy", "lifo"), ("--scheduling-policy", "fcfs")),
+        (("m", "--max-queued-requests", "0"), ("--max-queued-requests", "at least 1")),
+        (("m", "--max-overtake-cost", "0"), ("--max-overtake-cost", "at least 1")),
+        (("m", "--tenant-kv-share", "0"), ("--tenant-kv-share", "over 0")),
+        (("m", "--tenant-kv-share", "1.1"), ("--tenant-kv-share", "at most 1")),
+        (("m", "another"), ("too many words", "MODEL")),
     ],
 )
 def test_bad_flags_are_named(

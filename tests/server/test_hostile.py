@@ -89,8 +89,10 @@ SAMPLING: list[tuple[str, Any]] = [
     *(("include_stop_str_in_output", value) for value in (1, "x")),
     *(("return_token_ids", value) for value in (1, "x")),
     *(("add_special_tokens", value) for value in (1, "x")),
-    *(("store", True), ("service_tier", "flex"), ("priority", 1), ("priority", False)),
-    *(("cache_salt", "x"), ("best_of", 2), ("use_beam_search", True), ("prompt_logprobs", 1)),
+    *(("store", True), ("service_tier", "flex")),
+    *(("priority", value) for value in (False, 1.5, "1", 2**31, -(2**31) - 1, HUGE, [])),
+    *(("cache_salt", value) for value in ("", "x" * 257, 1, [], {}, True)),
+    *(("best_of", 2), ("use_beam_search", True), ("prompt_logprobs", 1)),
     *(("response_format", {"type": "json_object"}), ("tools", [{}]), ("tool_choice", "required")),
     *(("unheard_of", 1), ("unheard_of", None), ("__class__", 1), ("x" * 200, 1), ("", 1)),
 ]

@@ -184,3 +184,30 @@ def test_a_wrong_option_is_named(tmp_path: Path, llm: LLM) -> None:
     with pytest.raises(BranchlineError, match="no directory"):
         LLM(tmp_path / "nothing")
     assert issubclass(RequestError, BranchlineError)
+
+
+def test_a_prompt_that_comes_again_is_found(llm: LLM) -> None:
+    prompt = "never pay twice for this prompt, nor for the answer " * 2
+    cold, warm = (llm.generate(prompt, GREEDY, use_tqdm=False)[0] for _ in range(2))
+    assert cold.num_cached_tokens == 0
+    assert warm.num_cached_tokens == (len(prompt) - 1) // 16 * 16
+    assert warm.outputs[0].text == cold.outputs[0].text
+    several = SamplingParams(temperature=0, max_tokens=2, n=3, ignore_eos=True)
+    fresh = llm.generate("a new prompt, longer than a block", several, use_tqdm=False)[0]
+    assert fresh.num_cached_tokens == 0, "what one choice computed is not cached for the others"
+
+
+def test_many_more_prompts_than_a_server_would_queue(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+    outputs = llm.generate(["a"] * 2100, params, use_tqdm=False)
+    assert {output.outputs[0].finish_reason for output in outputs} == {"length"}
+
+
+def test_a_queue_limit_of_ones_own_is_said_by_prompt(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model", "llama")
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.01}
+    limited = LLM(model, max_queued_requests=3, num_threads=1, **options)
+    outputs = limited.generate(["a"] * 5, GREEDY, use_tqdm=False)
+    reasons = [output.outputs[0].finish_reason for output in outputs]
+    assert reasons == ["length"] * 3 + ["error"] * 2
+    assert outputs[-1].outputs[0].error

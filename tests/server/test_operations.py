@@ -7,10 +7,11 @@ from typing import Any
 
 from fake_engine import FakeEngine
 
+from branchline.server.access import Tenant
 from branchline.server.app import create_app
 from branchline.server.tokenizer import Tokenizer
 
-from .conftest import ADAPTER, BASE, TEMPLATED, Harness, make_client, make_services
+from .conftest import ADAPTER, BASE, TEMPLATED, Harness, access, make_client, make_services
 
 
 async def test_models(harness: Harness) -> None:
@@ -25,7 +26,7 @@ async def test_models(harness: Harness) -> None:
 
 
 async def test_keys(tokenizer: Tokenizer) -> None:
-    app = create_app(make_services(tokenizer, FakeEngine(), keys=("one", "two")))
+    app = create_app(make_services(tokenizer, FakeEngine(), access(api_key=("one", "two"))))
     async with make_client(app) as client:
         for key, status in (("one", 200), ("two", 200), ("three", 401), ("", 401), ("oné", 401)):
             headers = {"authorization": f"Bearer {key}".encode()}
@@ -70,7 +71,7 @@ async def test_metrics_tell_who_works(harness: Harness) -> None:
         num_free_blocks=25,
         running_adapters=["digest-a"],
     )
-    with harness.services.metrics.in_flight(ADAPTER):
+    with harness.services.metrics.in_flight(ADAPTER, Tenant()):
         text = (await harness.client.get("/metrics")).text
     assert 'vllm:num_requests_running{model_name="base"} 2.0' in text
     assert 'vllm:kv_cache_usage_perc{model_name="base"} 0.75' in text

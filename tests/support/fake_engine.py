@@ -5,10 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 
-from branchline.engine.errors import EngineDeadError
+from branchline.engine.cache_types import (
+    CacheReport,
+    NamespaceReport,
+    PinReport,
+    PrefixReport,
+    PrefixTarget,
+)
+from branchline.engine.errors import EngineDeadError, RequestError
 from branchline.engine.types import (
     EngineInfo,
     EngineStats,
+    ErrorKind,
     GenerationRequest,
     TokenLogprobs,
     TokenOutput,
@@ -42,7 +50,9 @@ class FakeEngine:
     """Emits its script's tokens one a turn of the event loop, as the real client would.
 
     ``requests`` are all that were taken in, ``aborted`` the ids that were left early.
-    ``pause`` keeps requests waiting until it is cleared.
+    Requests wait while ``go`` is cleared, and calls of the cache with them. ``num_cached`` says
+    how much of a prompt was cached, with its first token as the real engine does. With ``error``
+    set, requests end with it where ``error_at`` says so.
     """
 
     def __init__(self, script: Script | None = None, info: EngineInfo | None = None) -> None:
@@ -60,6 +70,36 @@ class FakeEngine:
         self.go.set()
         self.fail_after: int | None = None
         self.error: str | None = None
+        self.error_at: Callable[[GenerationRequest, int], bool] = lambda request, index: True
+        self.error_kind: ErrorKind = "failed"
+        self.retry_after: float | None = None
+        self.num_cached: Callable[[GenerationRequest], int] = lambda request: 3
+        self.cache = FakeCache(self)
+
+    async def report_cache(self, max_prefixes: int) -> CacheReport:
+        """The report of ``cache``."""
+        await self._live()
+        return self.cache.report(max_prefixes)
+
+    async def reset_cache(self) -> int:
+        """Forget what ``cache`` holds."""
+        await self._live()
+        return self.cache.reset()
+
+    async def pin_prefix(self, target: PrefixTarget, ttl_seconds: float) -> PinReport:
+        """Pin in ``cache``."""
+        await self._live()
+        return self.cache.pin(target, ttl_seconds)
+
+    async def remove_pin(self, pin_id: str) -> bool:
+        """End a pin of ``cache``."""
+        await self._live()
+        return self.cache.pins.pop(pin_id, None) is not None
+
+    async def _live(self) -> None:
+        await self._wait()
+        if self.dead.is_set():
+            raise EngineDeadError(self.exit_reason or "gone")
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput]:
         """The script's tokens, cut at ``max_tokens``."""
@@ -86,12 +126,14 @@ class FakeEngine:
             await self._wait()
             if self.dead.is_set() or index == self.fail_after:
                 raise EngineDeadError(self.exit_reason or "gone")
-            if self.error is not None:
+            if self.error is not None and self.error_at(request, index):
                 yield TokenOutput(
                     request_id=request.request_id,
                     token_ids=[],
                     finish_reason="error",
                     error=self.error,
+                    error_kind=self.error_kind,
+                    retry_after=self.retry_after,
                 )
                 return
             stop = token_id in params.stop_token_ids
@@ -105,7 +147,7 @@ class FakeEngine:
                 else [_logprobs(token_id, params.logprobs)],
                 finish_reason="stop" if stop or eos else "length" if last else None,
                 stop_token_id=token_id if stop else None,
-                num_cached_tokens=3,
+                num_cached_tokens=self.num_cached(request) if index == 0 else 0,
                 queue_seconds=0.25 if index == 0 else None,
             )
             if stop or eos or last:
@@ -134,6 +176,75 @@ class FakeEngine:
     async def stop(self) -> None:
         """Go away on request."""
         self.die("the engine was stopped")
+
+
+class FakeCache:
+    """A prefix cache that holds every prompt the engine was given, and can pin those."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+        self._num_forgotten = 0
+        self.pins: dict[str, PinReport] = {}
+        self.targets: list[PrefixTarget] = []
+        self.namespaces: list[NamespaceReport] = []
+        self.prefixes: list[PrefixReport] = []
+
+    @property
+    def _held(self) -> list[GenerationRequest]:
+        return self._engine.requests[self._num_forgotten :]
+
+    @property
+    def num_blocks(self) -> int:
+        """Full blocks of all prompts held."""
+        size = self._engine.info.block_size
+        return sum(len(request.prompt_token_ids) // size for request in self._held)
+
+    def report(self, max_prefixes: int) -> CacheReport:
+        """Made-up counts, true pins."""
+        return CacheReport(
+            enabled=True,
+            block_size=self._engine.info.block_size,
+            num_blocks=100,
+            num_free=60,
+            num_cached=self.num_blocks,
+            num_evictable=self.num_blocks,
+            num_pinned=sum(pin.num_blocks for pin in self.pins.values()),
+            num_host_blocks=0,
+            max_host_blocks=0,
+            num_query_tokens=200,
+            num_hit_tokens=150,
+            num_evicted=1,
+            num_offloaded=2,
+            num_restored=3,
+            namespaces=self.namespaces,
+            prefixes=self.prefixes[:max_prefixes],
+            pins=list(self.pins.values()),
+        )
+
+    def reset(self) -> int:
+        """Forget all prompts, and with them their pins."""
+        num_blocks = self.num_blocks
+        self._num_forgotten = len(self._engine.requests)
+        self.pins.clear()
+        return num_blocks
+
+    def pin(self, target: PrefixTarget, ttl_seconds: float) -> PinReport:
+        """Pin a prompt that was computed under the same namespace."""
+        self.targets.append(target)
+        wanted = (target.prompt_token_ids, target.adapter, target.cache_salt)
+        if not any((r.prompt_token_ids, r.adapter, r.cache_salt) == wanted for r in self._held):
+            raise RequestError("prompt", "is not cached")
+        num_blocks = len(target.prompt_token_ids) // self._engine.info.block_size
+        pin = PinReport(
+            pin_id=f"pin-{len(self.targets)}",
+            num_tokens=num_blocks * self._engine.info.block_size,
+            num_blocks=num_blocks,
+            expires_in=ttl_seconds,
+            adapter=target.adapter,
+            tenant=target.tenant,
+        )
+        self.pins[pin.pin_id] = pin
+        return pin
 
 
 def _logprobs(token_id: int, num_top: int) -> TokenLogprobs:

@@ -2,28 +2,34 @@
 
 The stand-in writes each token to the slot it is told, reads every context back through the
 block tables, and takes the next token from a hash of what it read. So a token is right only
-if all KV before it was in place, whatever the chunks, the batch, aborts and preemptions.
+if all KV before it was in place, whatever the chunks, the batch, aborts and preemptions. Each
+entry also says who computed it, for whom: so nothing is ever shared that should not be.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from branchline.engine.batch import StepBatch, build_batch
-from branchline.engine.blocks import BlockPool
-from branchline.engine.plan import SampledToken, StepPlan
-from branchline.engine.scheduler import Scheduler, SchedulerLimits
-from branchline.engine.types import GenerationRequest, TokenOutput
-from branchline.lora.slots import AdapterSlots
+from branchline.engine.batch import StepBatch
+from branchline.engine.blocks import SCRAP_BLOCK
+from branchline.engine.plan import SampledToken, ScheduledChunk, StepPlan
+from branchline.engine.types import GenerationRequest
+from branchline.lora.activation import find_activation
+from branchline.lora.traits import AdapterTraits
 
 NUM_TOKEN_IDS = 23
 EOS = 3
-DIGESTS = ("digest-a", "digest-b")
+INVOCATION = (7, 8)
+ADAPTERS = {
+    "digest-a": AdapterTraits(rank=16, num_bytes=1 << 20),
+    "digest-b": AdapterTraits(rank=64, num_bytes=1 << 20),
+    "digest-c": AdapterTraits(rank=16, num_bytes=1 << 20, invocation_tokens=INVOCATION),
+}
+DIGESTS = tuple(ADAPTERS)
 EMPTY, POISON = -1, -2
 
 
@@ -36,156 +42,197 @@ class Setting:
     budget: int = 16
     max_num_seqs: int = 4
     max_model_len: int = 40
+    enabled: bool = True
+    num_host_blocks: int = 0
+    depth: int = 0
+    num_slots: int = len(ADAPTERS)
+    max_step_rank: int | None = None
+    max_queued_requests: int | None = None
+    policy: str = "fair"
+    max_overtake_cost: int = 65536
+    tenant_share: float = 0.5
+    isolate_tenants: bool = True
 
 
-def next_token(context: Sequence[int]) -> int:
-    return zlib.crc32(np.asarray(context, dtype=np.int64).tobytes()) % NUM_TOKEN_IDS
+def author_of(generation: GenerationRequest, isolate_tenants: bool) -> tuple[int, int, int]:
+    """Who computes a request's KV: before the adapter's start, from there on, and that start."""
+    whose = (generation.tenant if isolate_tenants else None, generation.cache_salt)
+    base, digest = _number((None, *whose)), generation.adapter
+    if digest is None:
+        return base, base, 0
+    invocation = ADAPTERS[digest].invocation_tokens
+    if invocation is None:
+        return base, _number((digest, *whose)), 0
+    start = find_activation(generation.prompt_token_ids, invocation)
+    if start is None:
+        return base, base, 0
+    return base, _number((digest, *whose, start)), start
 
 
-def expected_output(generation: GenerationRequest, max_model_len: int) -> list[int]:
+def _number(name: tuple[object, ...]) -> int:
+    return zlib.crc32(repr(name).encode())
+
+
+def next_token(context: Sequence[int], author: int) -> int:
+    seed = np.asarray([*context, author % 1000], dtype=np.int64)
+    return zlib.crc32(seed.tobytes()) % NUM_TOKEN_IDS
+
+
+def expected_output(generation: GenerationRequest, setting: Setting) -> list[int]:
     """What one request gives by itself."""
     params, context = generation.params, list(generation.prompt_token_ids)
+    author = author_of(generation, setting.isolate_tenants)[1]
     output: list[int] = []
     while True:
-        token_id = next_token(context)
+        token_id = next_token(context, author)
         context.append(token_id)
         output.append(token_id)
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
         if token_id in ends and len(output) >= params.min_tokens:
             return output
-        if len(output) == params.max_tokens or len(context) >= max_model_len:
+        if len(output) == params.max_tokens or len(context) >= setting.max_model_len:
             return output
 
 
-class FakeModel:
-    """KV slots that remember (token, position), and the next token as a hash of a context."""
+@dataclass(slots=True)
+class FakeStep:
+    """A step on the fake device: it runs when its result is asked for, after those before it."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    model: FakeModel
+    plan: StepPlan
+    batch: StepBatch
+    authors: list[tuple[int, int, int]]
+    num_errors: int = 0
+    fails: bool = False
+    tokens: list[SampledToken] | None = None
+
+    def result(self) -> list[SampledToken]:
+        if self.fails:
+            self.model.poison(self.plan.chunks)
+            self.model.sampled = [0] * len(self.plan.sampling_chunks())
+            raise RuntimeError("boom")
+        token_ids = self.model.execute(self.plan, self.batch, self.authors)
+        bad = self.plan.sampling_chunks()[: self.num_errors]
+        self.model.poison(bad)
+        tokens = [SampledToken(token_id) for token_id in token_ids]
+        tokens[: len(bad)] = [SampledToken(-1, error="not finite") for _ in bad]
+        return tokens
+
+
+class FakeModel:
+    """KV slots that remember (token, position, author), and the next token as a hash of these."""
+
+    def __init__(self, num_blocks: int, num_host_blocks: int, block_size: int) -> None:
         self._block_size = block_size
-        self._kv = np.full((num_blocks, block_size, 2), EMPTY, dtype=np.int64)
+        self._kv = np.full((num_blocks, block_size, 3), EMPTY, dtype=np.int64)
+        self._host = np.full((num_host_blocks, block_size, 3), EMPTY, dtype=np.int64)
+        self.sampled: list[int] = []
+        self._broken: set[str] = set()
+        self.num_computed_tokens = 0
 
     def clear(self, block_ids: Sequence[int]) -> None:
         self._kv[list(block_ids)] = EMPTY
 
-    def poison(self, plan: StepPlan) -> None:
-        """What a step that went wrong may leave in any block that it held."""
-        for chunk in plan.chunks:
-            self._kv[chunk.request.blocks.block_ids] = POISON
+    def poison(self, chunks: Sequence[ScheduledChunk]) -> None:
+        """What a step that went wrong may leave in any block that it wrote to."""
+        for chunk in chunks:
+            lease = chunk.request.blocks
+            self._broken.add(chunk.request.request_id)
+            self._kv[lease.block_ids[lease.num_shared :]] = POISON
 
-    def execute(self, plan: StepPlan) -> list[int]:
+    def execute(
+        self, plan: StepPlan, batch: StepBatch, authors: list[tuple[int, int, int]]
+    ) -> list[int]:
         self.clear(plan.zero_block_ids)
-        batch = build_batch(plan, self._block_size, None, torch.device("cpu"))
-        slots = batch.slot_mapping.numpy()
-        assert len(set(slots.tolist())) == len(slots), "two tokens went to one slot"
-        assert slots.min() >= self._block_size, "block 0 is for padding"
-        flat = self._kv.reshape(-1, 2)
-        flat[slots, 0], flat[slots, 1] = batch.input_ids.numpy(), batch.positions.numpy()
-        contexts = self._contexts(batch)
-        return [next_token(contexts[row]) for row in batch.logits_indices.tolist()]
+        ids = batch.input_ids.numpy().copy()
+        if batch.follows is not None:
+            assert self.sampled, "the step before gave no token"
+            rows, samples = batch.follows.numpy()
+            ids[rows] = np.asarray(self.sampled)[samples]
+        slots, positions = batch.slot_mapping.numpy(), batch.positions.numpy()
+        self.num_computed_tokens += len(slots)
+        kept = slots[slots != SCRAP_BLOCK * self._block_size]
+        assert len(set(kept.tolist())) == len(kept), "two tokens went to one slot"
+        assert kept.min(initial=1 << 60) >= (SCRAP_BLOCK + 1) * self._block_size, "reserved blocks"
+        flat = self._kv.reshape(-1, 3)
+        bounds = batch.attention.cu_seqlens_q.tolist()
+        for i, (base, own, start) in enumerate(authors):
+            rows = slice(bounds[i], bounds[i + 1])
+            flat[slots[rows], 0], flat[slots[rows], 1] = ids[rows], positions[rows]
+            flat[slots[rows], 2] = np.where(positions[rows] < start, base, own)
+        broken = [chunk.request.request_id in self._broken for chunk in plan.chunks]
+        contexts = self._contexts(batch, authors, broken)
+        self.sampled = [next_token(*contexts[row]) for row in batch.logits_indices.tolist()]
+        return self.sampled
 
-    def _contexts(self, batch: StepBatch) -> dict[int, np.ndarray]:
-        """What each request's last row attends to, read from the blocks of its table."""
+    def _contexts(
+        self, batch: StepBatch, authors: list[tuple[int, int, int]], broken: list[bool]
+    ) -> dict[int, tuple[np.ndarray, int]]:
+        """What each request's last row attends to, read from the blocks of its table.
+
+        A request that failed in the step before may be in this one; nobody looks at its row.
+        """
         attention, contexts = batch.attention, {}
         for i, seq_len in enumerate(attention.seq_lens.tolist()):
+            if broken[i]:
+                contexts[int(attention.cu_seqlens_q[i + 1]) - 1] = (np.zeros(1), 0)
+                continue
             num_blocks = -(-seq_len // self._block_size)
-            read = self._kv[attention.block_tables[i, :num_blocks].numpy()].reshape(-1, 2)
+            read = self._kv[attention.block_tables[i, :num_blocks].numpy()].reshape(-1, 3)
             assert not (read == POISON).any(), "a block was reused before it was cleared"
             assert read[:seq_len, 1].tolist() == list(range(seq_len)), "KV is missing"
-            contexts[int(attention.cu_seqlens_q[i + 1]) - 1] = read[:seq_len, 0]
+            base, own, start = authors[i]
+            wanted = np.where(np.arange(seq_len) < start, base, own)
+            assert (read[:seq_len, 2] == wanted).all(), "somebody else's KV"
+            contexts[int(attention.cu_seqlens_q[i + 1]) - 1] = (read[:seq_len, 0], own)
         return contexts
+
+    def copy(self, block_ids: list[int], host_ids: list[int], *, inbound: bool) -> None:
+        if inbound:
+            self._kv[block_ids] = self._host[host_ids]
+        else:
+            self._host[host_ids] = self._kv[block_ids]
 
 
 @dataclass(slots=True)
-class Progress:
-    generation: GenerationRequest
-    expected: list[int]
-    output: list[int] = field(default_factory=list)
+class FakeCopy:
+    """A copy that is done after some polls, or fails then; it moves the bytes at its end."""
+
+    model: FakeModel
+    block_ids: list[int]
+    host_ids: list[int]
+    inbound: bool
+    num_polls: int
+    error: str | None = None
+    fails: bool = False
+
+    def done(self) -> bool:
+        if self.num_polls == 0:
+            return True
+        self.num_polls -= 1
+        if self.num_polls == 0:
+            if self.fails:
+                self.error = "no such bus"
+            else:
+                self.model.copy(self.block_ids, self.host_ids, inbound=self.inbound)
+        return self.num_polls == 0
 
 
-class House:
-    """A scheduler over the fake model; checks what comes out as it comes out."""
+class FakeCopier:
+    """Copies that take ``num_polls`` polls; the next one fails if ``fails_next``."""
 
-    def __init__(self, setting: Setting) -> None:
-        num_blocks = 1 + -(-setting.max_model_len // setting.block_size) + setting.num_spare_blocks
-        slots = AdapterSlots(len(DIGESTS))
-        for digest in DIGESTS:
-            slots.add(digest)
-        limits = SchedulerLimits(setting.max_model_len, setting.max_num_seqs, setting.budget)
-        self.setting = setting
-        self.slots = slots
-        self.scheduler = Scheduler(BlockPool(num_blocks, setting.block_size), slots, limits, (EOS,))
-        self.model = FakeModel(num_blocks, setting.block_size)
-        self.live: dict[str, Progress] = {}
-        self.finished: dict[str, list[int]] = {}
+    def __init__(self, model: FakeModel, num_polls: int = 2) -> None:
+        self.model = model
+        self.num_polls = num_polls
+        self.fails_next = False
+        self.bytes_per_second: float | None = None
 
-    def add(self, generation: GenerationRequest) -> None:
-        self.scheduler.add(generation)
-        expected = expected_output(generation, self.setting.max_model_len)
-        self.live[generation.request_id] = Progress(generation, expected)
+    def _copy(self, block_ids: list[int], host_ids: list[int], inbound: bool) -> FakeCopy:
+        fails, self.fails_next = self.fails_next, False
+        return FakeCopy(self.model, block_ids, host_ids, inbound, self.num_polls, fails=fails)
 
-    def abort(self, request_id: str) -> None:
-        self.scheduler.abort(request_id)
-        self.live.pop(request_id, None)
+    def copy_out(self, block_ids: list[int], host_ids: list[int]) -> FakeCopy:
+        return self._copy(block_ids, host_ids, inbound=False)
 
-    def step(self, num_errors: int = 0) -> StepPlan:
-        """One step, in which the first rows may be in error."""
-        plan = self._plan()
-        if not plan.chunks:
-            return plan
-        tokens = [SampledToken(token_id) for token_id in self.model.execute(plan)]
-        bad = plan.sampling_chunks()[:num_errors]
-        self.model.poison(StepPlan(tuple(bad)))
-        tokens[:num_errors] = [SampledToken(-1, error="not finite") for _ in bad]
-        self._take(self.scheduler.apply(plan, tokens), {c.request.request_id for c in bad})
-        return plan
-
-    def failing_step(self, *, executed: bool) -> None:
-        """A step that raises, before or after the model has written."""
-        plan = self._plan()
-        if executed and plan.chunks:
-            self.model.execute(plan)
-            self.model.poison(plan)
-        requests = {chunk.request.request_id for chunk in plan.chunks}
-        self._take(self.scheduler.fail(plan, "boom"), requests)
-
-    def _plan(self) -> StepPlan:
-        plan, setting = self.scheduler.schedule(), self.setting
-        self.check()
-        requests = [chunk.request for chunk in plan.chunks]
-        assert len({request.request_id for request in requests}) == len(requests)
-        assert sum(chunk.num_scheduled_tokens for chunk in plan.chunks) <= setting.budget
-        assert len(self.scheduler.running) <= setting.max_num_seqs
-        assert all(chunk.num_scheduled_tokens > 0 for chunk in plan.chunks)
-        assert plan.chunks or not self.live, "requests wait and nothing is done"
-        for request in requests:
-            assert (request.slot is None) == (request.adapter is None)
-        return plan
-
-    def _take(self, outputs: list[TokenOutput], failed: set[str]) -> None:
-        self.check()
-        assert failed == {output.request_id for output in outputs if output.error}
-        for output in outputs:
-            progress = self.live[output.request_id]
-            progress.output += output.token_ids
-            assert progress.output == progress.expected[: len(progress.output)]
-            if output.finish_reason is not None:
-                del self.live[output.request_id]
-                if not output.error:
-                    assert progress.output == progress.expected
-                    self.finished[output.request_id] = progress.output
-
-    def check(self) -> None:
-        self.scheduler.check()
-        for digest in DIGESTS:
-            holders = [r for r in self.scheduler.running if r.adapter == digest]
-            assert self.slots.num_leases(digest) == len(holders)
-
-    def drain(self, max_steps: int = 20_000) -> None:
-        for _ in range(max_steps):
-            if not self.scheduler.has_requests:
-                break
-            self.step()
-        assert not self.live
-        assert not self.scheduler.has_requests
-        assert self.scheduler.num_free_blocks == self.scheduler.num_usable_blocks
-        assert not any(self.slots.num_leases(digest) for digest in DIGESTS)
+    def copy_in(self, host_ids: list[int], block_ids: list[int]) -> FakeCopy:
+        return self._copy(block_ids, host_ids, inbound=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora.variants import calculate_alora_offsets
 from sampling_rule import Context, Decision, decide
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -49,19 +50,52 @@ class Reference:
         self._peft.load_adapter(path, adapter_name=name, torch_device="cpu")
         return self._peft
 
-    def next_logits(self, token_ids: Sequence[int], adapter: str | None = None) -> Tensor:
-        """[T, V] float32: row i is for what follows token i. One forward, no cache."""
-        return self._forward(token_ids, adapter)[0]
+    def next_logits(
+        self,
+        token_ids: Sequence[int],
+        adapter: str | None = None,
+        num_prompt_tokens: int | None = None,
+    ) -> Tensor:
+        """[T, V] float32: row i is for what follows token i. One forward, no cache.
+
+        Where an activated LoRA begins is decided, as PEFT's ``generate`` does, by the first
+        ``num_prompt_tokens`` tokens (None: all of them); its ``forward`` alone would take the last
+        invocation in the output as well.
+        """
+        count = len(token_ids) if num_prompt_tokens is None else num_prompt_tokens
+        offset = self._alora_offset(token_ids[:count], adapter)
+        if offset is not None:
+            offset += len(token_ids) - count
+        return self._forward(token_ids, adapter, offset)[0]
+
+    def _alora_offset(self, prompt: Sequence[int], adapter: str | None) -> int | None:
+        """How many tokens at the prompt's end PEFT gives an aLoRA; None: none, or a plain LoRA."""
+        if adapter is None or self._peft is None:
+            return None
+        configs, name = self._peft.peft_config, self._names[adapter]
+        if not configs[name].alora_invocation_tokens:
+            return None
+        offsets: list[int | None] = calculate_alora_offsets(
+            configs, name, torch.tensor([list(prompt)])
+        )
+        return offsets[0]
 
     @torch.inference_mode()
     def _forward(
-        self, token_ids: Sequence[int], adapter: str | None, cache: object = None
+        self,
+        token_ids: Sequence[int],
+        adapter: str | None,
+        alora_offset: int | None,
+        cache: object = None,
     ) -> tuple[Tensor, object]:
         arguments = {"input_ids": torch.tensor([list(token_ids)]), "past_key_values": cache}
         if self._peft is None or adapter is not None:
             if adapter is not None:
                 assert self._peft is not None, f"no adapter {adapter!r} was given"
                 self._peft.set_adapter(self._names[adapter])
+                if self._peft.active_peft_config.alora_invocation_tokens:
+                    # A list even for None, or PEFT would search these tokens for an invocation.
+                    arguments["alora_offsets"] = [alora_offset]
             output = self._model(**arguments, use_cache=True)
         else:
             with self._peft.disable_adapter():
@@ -93,7 +127,7 @@ def check_generation(
     assert output_token_ids, "nothing was generated"
     _check_ending(output_token_ids, params, reference.eos_token_ids)
     prompt, output = list(prompt_token_ids), list(output_token_ids)
-    logits = reference.next_logits(prompt + output[:-1], adapter)[len(prompt) - 1 :]
+    logits = reference.next_logits(prompt + output[:-1], adapter, len(prompt))[len(prompt) - 1 :]
     near_ties, least_gap = [], math.inf
     for i, token_id in enumerate(output):
         context = Context(prompt, output[:i], reference.eos_token_ids, choice_index)
@@ -144,7 +178,7 @@ def check_logprobs(
 ) -> None:
     """Assert reported logprobs, ranks and best ids against log_softmax of the raw logits."""
     prompt, output = list(prompt_token_ids), [entry.token_id for entry in logprobs]
-    logits = reference.next_logits(prompt + output[:-1], adapter)[len(prompt) - 1 :]
+    logits = reference.next_logits(prompt + output[:-1], adapter, len(prompt))[len(prompt) - 1 :]
     expected = logits.double().log_softmax(-1)
     for i, entry in enumerate(logprobs):
         row = expected[i]
@@ -175,9 +209,12 @@ def reference_generate(
     ends = _stopping_ids(params, reference.eos_token_ids)
     prompt = list(prompt_token_ids)
     output: list[int] = []
+    offset = reference._alora_offset(prompt, adapter)
     fed, cache = prompt, None
     while len(output) < max_tokens:
-        logits, cache = reference._forward(fed, adapter, cache)
+        logits, cache = reference._forward(
+            fed, adapter, None if offset is None else offset + len(output), cache
+        )
         context = Context(prompt, output, reference.eos_token_ids, choice_index)
         token_id = decide(logits[-1].numpy(), params, context).acceptable[0]
         output.append(token_id)

@@ -32,7 +32,8 @@ def make_adapter(
     """Save a random adapter whose deltas are ``scale`` times as large as the weights they change.
 
     ``alpha`` None is twice the rank. Both A and B are random and non-zero, so that greedy outputs
-    change. Returns ``out_dir``, which then holds what ``save_pretrained`` writes.
+    change. ``alora_invocation_tokens=[...]`` makes it an activated LoRA. Returns ``out_dir``, which
+    then holds what ``save_pretrained`` writes.
     """
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     config = LoraConfig(

@@ -37,7 +37,15 @@ def test_chat_answers_in_full(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens > len("hello there")
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.usage.prompt_tokens_details is not None
-    assert answer.usage.prompt_tokens_details.cached_tokens == 0
+    cached_tokens = answer.usage.prompt_tokens_details.cached_tokens
+    assert cached_tokens in range(answer.usage.prompt_tokens), "other tests ask this too"
+
+
+def counts(usage: Any) -> dict[str, Any]:
+    """All of a usage but what was cached: that is more when a prompt comes again."""
+    fields: dict[str, Any] = usage.model_dump()
+    assert fields.pop("prompt_tokens_details")["cached_tokens"] < fields["prompt_tokens"]
+    return fields
 
 
 @pytest.mark.parametrize("model", ["base", "tenant-4", "tenant-16"])
@@ -58,7 +66,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, model: 
         whole.choices[0].finish_reason
     )
     assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
+    assert counts(chunks[-1].usage) == counts(whole.usage)
     assert all(chunk.usage is None for chunk in chunks[:-1])
     assert len({chunk.id for chunk in chunks}) == 1
 
@@ -185,7 +193,7 @@ def test_messages_in_parts_and_turns(client: openai.OpenAI) -> None:
     turns[1] = {"role": "user", "content": "hello"}
     plain = client.chat.completions.create(model="base", messages=turns, **GREEDY)
     assert in_parts.choices[0].message.content == plain.choices[0].message.content
-    assert in_parts.usage == plain.usage
+    assert counts(in_parts.usage) == counts(plain.usage)
 
 
 def test_the_final_message_can_be_continued(client: openai.OpenAI) -> None:

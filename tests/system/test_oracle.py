@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import GREEDY, Reference, check_generation, check_logprobs, reference_generate
+from peft import PeftModel
 from sampling_rule import Context, decide
 from tiny_adapters import make_adapter
 from tiny_models import make_tiny_model
@@ -181,3 +182,47 @@ def test_checks_logprobs(reference: Reference) -> None:
             check_logprobs(reference, PROMPT, [*entries[:-1], bad])
     with pytest.raises(AssertionError):
         check_logprobs(reference, PROMPT, entries, "q_proj")
+
+
+@pytest.fixture(scope="module")
+def activated_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("activated")
+    return make_adapter(model_dir, directory, 8, alora_invocation_tokens=list(b"brown"))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [b"The quick brown fox", b"brown, the brown one", b"The quick brown", b"The quick brow"],
+)
+def test_accepts_what_peft_generates_with_activated_lora(
+    model_dir: Path, activated_dir: Path, adapter_dirs: dict[str, Path], prompt: bytes
+) -> None:
+    """PEFT's ``generate`` decides over the prompt; two more adapters must not disturb it."""
+    reference = Reference(model_dir, {**adapter_dirs, "brown": activated_dir})
+    base = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(activated_dir))
+    generated = model.generate(
+        input_ids=torch.tensor([list(prompt)]), max_new_tokens=24, do_sample=False
+    )
+    output = generated[0, len(prompt) :].tolist()
+    check_generation(reference, list(prompt), output, "brown")
+    assert output == reference_generate(reference, list(prompt), "brown", max_tokens=24)
+    base_output = reference_generate(reference, list(prompt), max_tokens=24)
+    assert (output == base_output) == (prompt == b"The quick brow")
+
+
+def test_an_invocation_in_the_output_does_not_move_the_activation(
+    model_dir: Path, activated_dir: Path
+) -> None:
+    """PEFT's ``forward`` over prompt and output would; rows before the prompt's are the base's."""
+    reference = Reference(model_dir, {"brown": activated_dir})
+    prompt, output = list(b"a brown fox and a"), list(b" brown dog")
+    rows = reference.next_logits(prompt + output, "brown", len(prompt))
+    torch.testing.assert_close(rows[: len(prompt)], reference.next_logits(prompt, "brown"))
+    moved = reference.next_logits(prompt + output, "brown")
+    base = reference.next_logits(prompt + output)
+    assert (rows - moved)[2:].abs().amax(-1).min() > 1e-3
+    torch.testing.assert_close(rows[:2], base[:2])
+    torch.testing.assert_close(moved[: len(prompt) + 1], base[: len(prompt) + 1])
+    absent = reference.next_logits(list(b"a fox") + output, "brown", 5)
+    torch.testing.assert_close(absent, reference.next_logits(list(b"a fox") + output))

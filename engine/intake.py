@@ -1,0 +1,85 @@
+"""From a request as it arrives to one that can be scheduled, or to a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..lora.activation import find_activation
+from ..lora.traits import AdapterTraits
+from .cache_types import Namespace, PrefixTarget
+from .errors import RequestError
+from .prefix_cache import BlockLease, PrefixCache
+from .prefix_key import PrefixKey
+from .request import Request
+from .types import GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What decides whether a request can run, and whose KV it may share."""
+
+    cache: PrefixCache
+    adapters: Mapping[str, AdapterTraits]
+    max_model_len: int
+    isolate_tenants: bool
+
+    def check(self, generation: GenerationRequest) -> None:
+        """Raise RequestError for a request that could never run."""
+        num_tokens = len(generation.prompt_token_ids)
+        if not num_tokens:
+            raise RequestError("prompt", "must have at least one token")
+        longest = min(self.max_model_len, self.cache.pool.num_usable * self.cache.block_size)
+        if num_tokens >= longest:
+            raise RequestError(
+                "prompt",
+                f"has {num_tokens} tokens; with one to generate, the most is {longest - 1}",
+            )
+        if not generation.weight > 0:
+            raise RequestError("weight", "must be over 0")
+        self._require_adapter(generation.adapter)
+
+    def _require_adapter(self, adapter: str | None) -> None:
+        if adapter is not None and adapter not in self.adapters:
+            raise RequestError("adapter", f"{adapter!r} is not loaded")
+
+    def open(self, generation: GenerationRequest, arrival: int, queued_at: float) -> Request:
+        """A waiting request for one that ``check`` has passed."""
+        start = self._adapter_start(generation.adapter, generation.prompt_token_ids)
+        key = self._key(generation.adapter, start, generation.tenant, generation.cache_salt)
+        lease = BlockLease(self.cache, generation.tenant)
+        request = Request.from_generation(generation, key, lease, arrival, queued_at)
+        if start is None:  # an activated LoRA that is not invoked: the base model's answer
+            request.adapter = None
+        else:
+            request.adapter_start = start
+        key.extend_to(request.token_ids)
+        return request
+
+    def key_of(self, target: PrefixTarget) -> PrefixKey:
+        """The key of a prefix that an admin names; raises RequestError for an unknown adapter."""
+        self._require_adapter(target.adapter)
+        start = self._adapter_start(target.adapter, target.prompt_token_ids)
+        key = self._key(target.adapter, start, target.tenant, target.cache_salt)
+        key.extend_to(target.prompt_token_ids)
+        return key
+
+    def _adapter_start(self, adapter: str | None, prompt_token_ids: list[int]) -> int | None:
+        """The first position that the adapter computes, None if it computes none."""
+        if adapter is None:
+            return 0
+        invocation = self.adapters[adapter].invocation_tokens
+        return 0 if invocation is None else find_activation(prompt_token_ids, invocation)
+
+    def _key(
+        self, adapter: str | None, start: int | None, tenant: str | None, salt: str | None
+    ) -> PrefixKey:
+        """The namespaces of a sequence: the base's, the adapter's, or one behind the other."""
+        size, model = self.cache.block_size, self.cache.model
+        base = Namespace(model, None, tenant if self.isolate_tenants else None, salt)
+        if adapter is None or start is None:
+            return PrefixKey(size, base)
+        if self.adapters[adapter].invocation_tokens is None:
+            return PrefixKey(size, base._replace(adapter=adapter))
+        own = base._replace(adapter=adapter, activation=start)
+        return PrefixKey(size, own, base, start // size)

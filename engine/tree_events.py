@@ -1,0 +1,69 @@
+"""Tells subscribers which blocks can be found in the prefix cache, and in which tier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .block_keys import chain_keys
+from .cache_types import BlocksRemoved, BlocksStored, CacheCleared, CacheEvent, Tier
+from .prefix_key import token_ids_of
+from .radix_tree import Node
+
+Listener = Callable[[CacheEvent], None]
+
+
+class TreeEvents:
+    """Makes events out of nodes; does nothing, and costs nothing, while nobody listens.
+
+    A block is in tier ``device`` while it is on the device, and in ``host`` once it is in host
+    memory alone.
+    """
+
+    def __init__(self, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
+        self._listeners: list[Listener] = []
+
+    def subscribe(self, listener: Listener) -> None:
+        """Have ``listener`` told of all that happens from now on, on the engine's thread."""
+        self._listeners.append(listener)
+
+    def stored(self, node: Node, first: int, tier: Tier) -> None:
+        """Blocks of ``node`` from number ``first`` on came to a tier."""
+        if not self._listeners:
+            return
+        keys = self._keys(node)
+        event = BlocksStored(
+            namespace=node.namespace,
+            parent_key=keys[first - 1] if first else self._parent_key(node),
+            block_keys=keys[first:],
+            token_ids=token_ids_of(node.key[first * self._block_bytes :]),
+            block_size=self._block_bytes // 4,
+            tier=tier,
+        )
+        self._tell(event)
+
+    def removed(self, node: Node, first: int, tier: Tier) -> None:
+        """Blocks of ``node`` from number ``first`` on left a tier; those before it did not."""
+        if self._listeners:
+            self._tell(BlocksRemoved(block_keys=self._keys(node)[first:], tier=tier))
+
+    def cleared(self) -> None:
+        """Nothing can be found any more."""
+        if self._listeners:
+            self._tell(CacheCleared())
+
+    def _keys(self, node: Node) -> list[bytes]:
+        known = len(node.block_keys)
+        if known * self._block_bytes < len(node.key):
+            parent = node.block_keys[-1] if known else self._parent_key(node)
+            rest = node.key[known * self._block_bytes :]
+            node.block_keys += chain_keys(parent, node.namespace, rest, self._block_bytes)
+        return node.block_keys
+
+    def _parent_key(self, node: Node) -> bytes | None:
+        parent = node.parent
+        return None if parent is None or parent.parent is None else self._keys(parent)[-1]
+
+    def _tell(self, event: CacheEvent) -> None:
+        for listener in self._listeners:
+            listener(event)

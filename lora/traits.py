@@ -1,0 +1,39 @@
+"""What the scheduler has to know of an adapter version: its costs, and when it applies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .shapes import PAGE_RANK, ModuleShapes
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterTraits:
+    """One adapter version, as a schedule sees it.
+
+    ``rank`` is what the version counts in a step's budget for the sum of ranks: the rank of its
+    widest module group in whole pages, because a step reads whole pages (so ranks 1 to 16 count
+    16, and 20 counts 32). ``num_bytes`` is its size on the device. ``invocation_tokens`` are those
+    of an activated LoRA, None for one that applies to every token.
+    """
+
+    rank: int
+    num_bytes: int
+    invocation_tokens: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_pages(
+        cls,
+        num_pages: Mapping[str, int],
+        shapes: ModuleShapes,
+        itemsize: int,
+        invocation_tokens: tuple[int, ...] | None = None,
+    ) -> AdapterTraits:
+        """For a version with ``num_pages`` pages of each group and ``itemsize`` bytes a number."""
+        numbers = sum(pages * shapes.page_size(name) for name, pages in num_pages.items())
+        return cls(
+            rank=PAGE_RANK * max(num_pages.values(), default=0),
+            num_bytes=numbers * itemsize,
+            invocation_tokens=invocation_tokens,
+        )
