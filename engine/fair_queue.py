@@ -18,7 +18,6 @@ from .request import Request
 from .tenant_line import Ticket, ticket_of
 from .tenants import Tenant, Tenants
 
-
 MAX_BURST_COST = 8192
 """What a tenant may take at once, ahead of others, of the share that it left to them before."""
 
@@ -29,11 +28,16 @@ class FairQueue:
     Under the policy "fcfs" all requests are treated as one tenant's.
     """
 
-    def __init__(self, policy: SchedulingPolicy, max_overtake_cost: int) -> None:
+    def __init__(
+        self,
+        policy: SchedulingPolicy,
+        max_overtake_cost: int,
+        max_burst_cost: int = MAX_BURST_COST,
+    ) -> None:
         self.num_waiting = 0
         self._is_fair = policy == "fair"
         self._max_overtake_cost = max_overtake_cost
-        self._tenants = Tenants(max_overtake_cost, MAX_BURST_COST)
+        self._tenants = Tenants(max_overtake_cost, max_burst_cost)
         self._turns: dict[str, Tenant] = {}
         self._num_waiting_of: Counter[str] = Counter()
         self._num_pushes = 0
@@ -166,9 +170,12 @@ class FairQueue:
     def _overdue_turns(self) -> list[Request]:
         """Requests whose turn came and that are overdue since, the longest first."""
         latest = self._tenants.served - self._max_overtake_cost
-        overdue = [tenant for tenant in self._turns.values() if tenant.turn_start < latest]
-        overdue.sort(key=lambda tenant: (tenant.turn_start, tenant.turn.arrival))
-        return [tenant.turn for tenant in overdue]
+        overdue = [
+            (tenant.turn_start, tenant.turn.arrival, tenant.turn)
+            for tenant in self._turns.values()
+            if tenant.turn is not None and tenant.turn_start < latest
+        ]
+        return [request for _, _, request in sorted(overdue)]
 
     # -- the order -------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ class Tenant:
     weight: float
     newest: int = -1
     num_running: int = 0
-    is_parked: bool = False
+    parked_until: float = math.inf
     turn: Request | None = field(default=None, repr=False)
     turn_start: float = 0.0
 
@@ -113,20 +113,21 @@ class Tenants:
         if virtual_time > self.virtual_time:
             self.virtual_time = virtual_time
             while self._parked and self._parked[0][0] <= virtual_time:
-                tenant = self._tenants[heappop(self._parked)[1]]
-                tenant.is_parked = False
-                if tenant.is_idle:
-                    self._park(tenant)
+                time, name = heappop(self._parked)
+                tenant = self._tenants.get(name)
+                if tenant is not None and tenant.parked_until == time:
+                    tenant.parked_until = math.inf
+                    if tenant.is_idle:
+                        self._park(tenant)
 
     def _park(self, tenant: Tenant) -> None:
         """Forget an idle tenant, or remember it until it would come back as a new one does."""
-        if not tenant.is_parked:
-            caught_up_at = tenant.counter + self._max_burst / tenant.weight
-            if caught_up_at <= self.virtual_time:
-                del self._tenants[tenant.name]
-            else:
-                tenant.is_parked = True
-                heappush(self._parked, (caught_up_at, tenant.name))
+        caught_up_at = tenant.counter + self._max_burst / tenant.weight
+        if caught_up_at <= self.virtual_time:
+            del self._tenants[tenant.name]
+        elif caught_up_at < tenant.parked_until:
+            tenant.parked_until = caught_up_at
+            heappush(self._parked, (caught_up_at, tenant.name))
 
     def counter(self, tenant: Tenant) -> float:
         """The tenant's counter, no further behind the virtual time than it may be."""
@@ -136,12 +137,12 @@ class Tenants:
 
     def check(self) -> None:
         """Every tenant is in line, running or parked, and those of them in line are listed."""
-        parked = [name for _, name in self._parked]
-        assert len(set(parked)) == len(parked), "a tenant is parked twice"
-        assert set(parked) == {tenant.name for tenant in self.all() if tenant.is_parked}
+        parked = set(self._parked)
         assert all(time > self.virtual_time for time, _ in self._parked)
         for tenant in self.all():
-            assert tenant.is_parked or not tenant.is_idle, f"{tenant.name} is kept for nothing"
+            is_parked = (tenant.parked_until, tenant.name) in parked
+            assert is_parked or tenant.parked_until == math.inf
+            assert is_parked or not tenant.is_idle, f"{tenant.name} is kept for ever"
             assert (tenant.name in self.in_line) == (len(tenant.line) > 0)
             assert tenant.num_running >= 0
             assert math.isfinite(tenant.counter)

@@ -27,10 +27,14 @@ rounds = st.tuples(*map(st.sampled_from, (STEPS, COSTS, EVENTS)), st.integers(0,
 class FairQueueMachine(RuleBasedStateMachine):
     """Plays the scheduler: takes candidates, charges, seats, preempts and aborts."""
 
-    @initialize(policy=st.sampled_from(["fair", "fcfs"]), limit=st.sampled_from([60, 300]))
-    def start(self, policy, limit):
-        self.queue = FairQueue(policy, limit)
-        self.model = PlainQueue(policy, limit)
+    @initialize(
+        policy=st.sampled_from(["fair", "fcfs"]),
+        limit=st.sampled_from([60, 300]),
+        burst=st.sampled_from([0, 20, 80]),
+    )
+    def start(self, policy, limit, burst):
+        self.queue = FairQueue(policy, limit, burst)
+        self.model = PlainQueue(policy, limit, burst)
         self.requests: list[QueuedRequest] = []
         self.num_arrivals = 0
 
@@ -197,6 +201,7 @@ class FairQueueMachine(RuleBasedStateMachine):
             assert self.queue.num_waiting < before
         while self.requests:
             self.abort(0, True)
+        self.charge_tenant("a", 1000)
         self.push("a", 1.0, 0, 1)
         assert self.queue.num_tenants == 1
         self.agrees()
@@ -212,7 +217,7 @@ def test_long_runs_give_the_same_answers(policy, limit):
     chance = random.Random(f"{policy} {limit}")
     for _ in range(12):
         machine = FairQueueMachine()
-        machine.start(policy, limit)
+        machine.start(policy, limit, chance.choice([0, 20, 200]))
         max_waiting, max_running = chance.choice([3, 8, 20]), chance.choice([1, 3, 8])
         tenants = TENANTS[: chance.randint(1, 4)]
         for _ in range(400):
