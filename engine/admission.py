@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..lora.slots import AdapterSlots
+from .adapter_wait import AdapterWait
 from .fair_queue import FairQueue
 from .plan import ScheduledChunk
 from .policy import choose_victim
@@ -22,13 +23,14 @@ class StepDraft:
     """The step being planned; ``is_full`` says that no further request will get a seat.
 
     ``keep`` are nodes that the next waiting requests will use, once somebody has asked.
-    ``needs_drain`` says that something was left undone because a step is under way.
+    ``num_refused`` counts those that were matched in vain. ``needs_drain`` says that something was left undone because a step is under way.
     """
 
     budget: int
     chunks: list[ScheduledChunk] = field(default_factory=list)
     keep: set[Node] | None = None
     is_full: bool = False
+    num_refused: int = 0
     preempted: list[Request] = field(default_factory=list)
     needs_drain: bool = False
 
@@ -43,19 +45,29 @@ class Admission:
         self._slots = slots
         self._queue = queue
         self._seats = seats
+        self._adapter_wait = AdapterWait(queue, slots)
+
+    def advance(self) -> None:
+        """Before each step: those whose adapter has come are candidates again."""
+        self._adapter_wait.advance()
+
+    def is_loading(self, request: Request) -> bool:
+        """Whether all that a request waits for is its adapter's way to the device."""
+        return request.adapter is not None and self._slots.state(request.adapter) == "loading"
 
     def admit(self, request: Request, step: StepDraft) -> bool:
         """Give a waiting request a seat, its slot and its blocks: all of them or none."""
         victim = None
-        if self._seats.are_full:
+        if not self._seats.num_free:
             victim = self._seat_victim(request)
             if victim is None:
                 step.is_full = True
                 return False
-        if not self._lease_slot(request):
-            self._queue.passed(request)
-        elif self._lease_blocks(request, step) and self._take_seat(request, victim, step):
+        if not self._lease_slot(request, step):
+            return False
+        if self._lease_blocks(request, step) and self._take_seat(request, victim, step):
             return True
+        step.num_refused += 1
         request.blocks.release()
         if request.slot is not None:
             request.slot.release()
@@ -69,7 +81,7 @@ class Admission:
 
     def _take_seat(self, request: Request, victim: Request | None, step: StepDraft) -> bool:
         """Sit down; ``victim`` gets up first, if it has not for the blocks' sake."""
-        if victim is not None and self._seats.are_full and not self._preempt_for(victim, step):
+        if victim is not None and not self._seats.num_free and not self._preempt_for(victim, step):
             return False
         request.num_computed_tokens = min(
             request.blocks.num_shared_tokens, len(request.token_ids) - 1
@@ -77,14 +89,40 @@ class Admission:
         self._seats.take(request)
         return True
 
-    def _lease_slot(self, request: Request) -> bool:
-        """Hold the adapter's slot; False while it is on its way, or too much for a step."""
+    def _lease_slot(self, request: Request, step: StepDraft) -> bool:
+        """Hold the adapter's slot; False while it is on its way, or too much for a step.
+
+        Nobody is held up for an adapter that is being loaded. One that finds no slot, or too many
+        ranks in the batch, is overtaken like any other, and then others make way.
+        """
         if request.adapter is None:
             return True
+        if self._slots.state(request.adapter) != "ready":
+            self._adapter_wait.wait(request)
+            if self._slots.state(request.adapter) == "absent":
+                self._queue.passed(request)
+                if self._queue.overdue(request) and not self._slots.evictable():
+                    self._empty_a_slot(step)
+            return False
         if not self._seats.admits_rank(request.adapter):
+            self._queue.passed(request)
             return False
         request.slot = self._slots.acquire(request.adapter)
         return request.slot is not None
+
+    def _empty_a_slot(self, step: StepDraft) -> None:
+        """Preempt the requests of the adapter that has the fewest, so that another can come.
+
+        Not where one of them was overdue itself: the two would take the slot in turns.
+        """
+        seats: dict[str, list[Request]] = {}
+        for other in self._seats.running:
+            if other.adapter is not None:
+                seats.setdefault(other.adapter, []).append(other)
+        may_go = [group for group in seats.values() if not any(map(self._queue.overdue, group))]
+        for victim in min(may_go, key=len, default=[]):
+            if not self._preempt_for(victim, step):
+                return
 
     def _lease_blocks(self, request: Request, step: StepDraft) -> bool:
         """Match, then take what is missing; False while others compute or bring what it needs."""

@@ -43,6 +43,7 @@ class PinReport:
     expires_in: float
     adapter: str | None = None
     tenant: str | None = None
+    salted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

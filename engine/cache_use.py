@@ -13,7 +13,8 @@ MAX_NAMESPACES = 1000
 class CacheUse:
     """Prompt tokens looked up and found; the namespaces used last are told apart.
 
-    Activations of one adapter are one namespace here.
+    Activations of one adapter are one namespace here; what an activated LoRA's prompt has before
+    its activation counts for the base's.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,14 @@ class CacheUse:
         self.num_hit_tokens += num_hits
         if request.blocks.node is not None:
             request.blocks.node.num_hits += 1
-        namespace = request.key.own._replace(activation=None)
+        key = request.key
+        num_base = min(key.own_start * key.block_size, num_tokens)
+        if num_base:
+            self._add(key.base, num_base, min(num_hits, num_base))
+        self._add(key.own, num_tokens - num_base, max(num_hits - num_base, 0))
+
+    def _add(self, namespace: Namespace, num_tokens: int, num_hits: int) -> None:
+        namespace = namespace._replace(activation=None)
         queries, hits = self._by_namespace.pop(namespace, (0, 0))
         self._by_namespace[namespace] = (queries + num_tokens, hits + num_hits)
         if len(self._by_namespace) > MAX_NAMESPACES:

@@ -154,11 +154,11 @@ class CachedBlocks:
         return num_freed
 
     def _shrink(self, node: Node, num_wanted: int) -> int:
-        """Free blocks at the tail of a leaf; what has a copy in host memory stays in the tree."""
-        num_blocks = len(node.block_ids)
-        if num_wanted < num_blocks and node.host_ids:
-            self.tree.split(node, num_blocks - num_wanted)
-        elif num_wanted < num_blocks:
+        """Free blocks at the tail of a leaf, or all of it where a copy stays in host memory.
+
+        A node that was copied is no larger than a copy, and comes back as it went: whole.
+        """
+        if num_wanted < len(node.block_ids) and not node.host_ids:
             return self._cut_tail(node, num_wanted)
         num_freed = len(node.block_ids)
         self.events.removed(node, 0, "device")

@@ -18,8 +18,9 @@ from .request import Request
 from .tenant_line import Ticket, ticket_of
 from .tenants import Tenant, Tenants
 
+HYST, MARGIN = 1.0, 0
 MAX_BURST_COST = 8192
-"""What a tenant may take at once, ahead of others, of the share that it left to them before."""
+"""What a tenant may take at once, by weight, of the share that it left to others before."""
 
 
 class FairQueue:
@@ -41,6 +42,7 @@ class FairQueue:
         self._turns: dict[str, Tenant] = {}
         self._num_waiting_of: Counter[str] = Counter()
         self._num_pushes = 0
+        self._num_rounds = 0
         self._last_passed: Request | None = None
 
     def _tenant_of(self, request: Request) -> Tenant:
@@ -58,9 +60,8 @@ class FairQueue:
         ticket = ticket_of(request)
         assert not ticket.is_queued, f"{request.request_id} is queued already"
         assert not ticket.has_seat, f"{request.request_id} has a seat"
-        tenant = self._tenants.join(self._name(request.tenant), request.weight)
+        tenant = self._tenants.join(self._name(request.tenant))
         if request.arrival > tenant.newest:
-            tenant.counter = self._tenants.counter(tenant)
             tenant.newest, tenant.weight = request.arrival, request.weight
         ticket.is_queued = True
         tenant.line.add(request, ticket.overtaken)
@@ -102,6 +103,14 @@ class FairQueue:
             self._begin_waiting(request, ticket)
         self._tenants.leave(tenant)
 
+    def hold(self, request: Request) -> None:
+        """Leave a waiting request out of the order until ``let_go``; it still counts as waiting."""
+        self._tenant_of(request).line.hold(request)
+
+    def let_go(self, request: Request) -> None:
+        """Have a request considered again that was held."""
+        self._tenant_of(request).line.let_go(request)
+
     def _begin_waiting(self, request: Request, ticket: Ticket) -> None:
         self._num_pushes += 1
         ticket.last_push = self._num_pushes
@@ -129,6 +138,7 @@ class FairQueue:
         """Charge its tenant for what ``request`` is served, in or out of the queue."""
         ticket, tenant = ticket_of(request), self._tenant_of(request)
         if ticket.is_queued and ticket.has_seat:
+            ticket.last_round = self._num_rounds
             self._tenants.advance(tenant.counter)
         if tenant.turn is request:
             tenant.turn_start += cost
@@ -187,6 +197,7 @@ class FairQueue:
         """
         this_round, is_held = Round(self._num_pushes), False
         self._last_passed = None
+        self._num_rounds += 1
         for request in self._overdue_turns():
             if request in self and not ticket_of(request).has_seat:
                 this_round.seen.add(request.arrival)
@@ -245,14 +256,17 @@ class FairQueue:
             other
             for other in self._tenants.all()
             if other is not own
-            and (other.num_running - 1) / other.weight >= seats_then
-            and self._tenants.counter(other) > counter
+            and HYST * (other.num_running - 1) / other.weight >= seats_then
+            and self._tenants.counter(other) > counter + MARGIN
         ]
         if not over:
             return None
         most = max(over, key=lambda other: other.num_running / other.weight)
-        theirs = [r for r in running if r.tenant == most.name and not self.overdue(r)]
+        theirs = [r for r in running if r.tenant == most.name and self._may_give_way(r)]
         return choose_victim(theirs) if theirs else None
+
+    def _may_give_way(self, request: Request) -> bool:
+        return ticket_of(request).last_round < self._num_rounds and not self.overdue(request)
 
     def check(self) -> None:
         """Counts, lines and turns agree."""

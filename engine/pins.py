@@ -113,4 +113,5 @@ class Pins:
             expires_in=max(0.0, pin.expires_at - self._clock()),
             adapter=pin.target.adapter,
             tenant=pin.target.tenant,
+            salted=pin.target.cache_salt is not None,
         )

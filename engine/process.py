@@ -86,7 +86,7 @@ class EngineServer:
         num_steps = loop.num_steps
         outputs = loop.step() if loop.has_work else []
         stepped = loop.num_steps > num_steps
-        if stepped or self._rejected:
+        if stepped or outputs or self._rejected:
             self._send(StepDone([*self._rejected, *outputs], loop.stats()))
             self._rejected = []
         if loop.has_work:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 from ..lora.slots import AdapterSlots
 from ..lora.traits import AdapterTraits
@@ -23,8 +24,8 @@ from .seats import Seats
 from .types import FinishReason, GenerationRequest, TokenOutput
 
 PREFILL_COST, DECODE_COST, BYTES_PER_COST = 1.0, 2.0, 1 << 20
-MAX_PASSED = 32
-"""Waiting requests that a step looks at in vain before it lets the others be."""
+MAX_CANDIDATES, MAX_REFUSED = 512, 32
+"""Requests that a step looks at, and those it looks up in the prefix cache in vain."""
 
 
 class Scheduler:
@@ -82,7 +83,7 @@ class Scheduler:
         self.intake.check(generation)
         refused: list[TokenOutput] = []
         limit = self._limits.max_queued_requests
-        if limit is not None and self.num_waiting >= limit:
+        if limit is not None and self.num_waiting >= limit + self._seats.num_free:
             other = self._queue.shed(generation.tenant)
             self.num_overloaded += 1
             if other is None:
@@ -102,7 +103,7 @@ class Scheduler:
             request_id=request_id,
             token_ids=[],
             finish_reason="error",
-            error="too many requests are waiting",
+            error=f"{self.num_waiting} requests are waiting, as many as may",
             error_kind="overloaded",
             retry_after=self._retry_after.seconds(self.num_waiting),
         )
@@ -139,6 +140,7 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Choose this step's work; blocks and slots for it are held when it returns."""
         self.cache.advance()
+        self._admission.advance()
         step = StepDraft(self._limits.max_num_batched_tokens)
         self._plan_decodes(step)
         if not step.preempted:
@@ -181,16 +183,13 @@ class Scheduler:
 
     def _plan_prefills(self, step: StepDraft) -> None:
         """Spend the rest of the budget in fair order, on prefills under way and waiting ones."""
-        num_passed = 0
-        for request in self._queue.candidates():
-            if not step.budget or step.is_full or num_passed == MAX_PASSED:
+        for request in islice(self._queue.candidates(), MAX_CANDIDATES):
+            if not step.budget or step.is_full or step.num_refused == MAX_REFUSED:
                 break
             if request.status is RequestStatus.RUNNING or self._start(request, step):
                 self._plan_prefill(request, step)
-            elif self._queue.overdue(request):
+            elif self._queue.overdue(request) and not self._admission.is_loading(request):
                 break  # nobody overtakes it any more
-            else:
-                num_passed += 1
         planned = {chunk.request for chunk in step.chunks}
         for request in self._seats.running:  # when no one else can start, those go on that have
             if step.budget and request in self._queue and request not in planned:

@@ -40,9 +40,9 @@ class Seats:
         self._sum_of_ranks = 0
 
     @property
-    def are_full(self) -> bool:
-        """Whether somebody has to get up before another can sit down."""
-        return len(self.running) >= self._max_running
+    def num_free(self) -> int:
+        """Requests that could sit down at once."""
+        return self._max_running - len(self.running)
 
     def admits_rank(self, adapter: str) -> bool:
         """Whether a step may hold this adapter beside those of the batch."""

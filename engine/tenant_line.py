@@ -14,12 +14,14 @@ from .request import Request
 class Ticket:
     """What the queue remembers of a request from its first push on, in ``Request.ticket``.
 
-    ``last_push`` numbers the queue's pushes. ``overtaken`` and ``delayed`` are cost units of
+    ``last_push`` numbers the queue's pushes, ``last_round`` the rounds of candidates: the one in
+    which it was last served of its prefill. ``overtaken`` and ``delayed`` are cost units of
     former stays in the queue: served to later arrivals of its line, and served to anybody else
     after its turn had come.
     """
 
     last_push: int = 0
+    last_round: int = -1
     is_queued: bool = False
     has_seat: bool = False
     has_started: bool = False
@@ -54,6 +56,7 @@ class Line:
         self._differences: list[float] = []
         self._num_overdue = 0
         self._next_overtaken = 0.0  # of the oldest request that is not overdue
+        self._held: set[int] = set()
         self.seated: dict[int, Request] = {}
 
     def __len__(self) -> int:
@@ -99,7 +102,8 @@ class Line:
         """Let a request go; returns the cost by which it was overtaken."""
         del self._requests[request.arrival]
         self.seated.pop(request.arrival, None)
-        del self._ranks[bisect_left(self._ranks, scheduling_order(request))]
+        self.hold(request)
+        self._held.discard(request.arrival)
         index = bisect_left(self._arrivals, request.arrival)
         overtaken = self._overtaken(index)
         del self._arrivals[index]
@@ -113,6 +117,18 @@ class Line:
         if self._num_overdue == len(self._arrivals):
             self._next_overtaken = 0.0
         return overtaken
+
+    def hold(self, request: Request) -> None:
+        """Pass over a request from now on; it keeps its place, and its age."""
+        if request.arrival not in self._held:
+            del self._ranks[bisect_left(self._ranks, scheduling_order(request))]
+            self._held.add(request.arrival)
+
+    def let_go(self, request: Request) -> None:
+        """Undo ``hold``."""
+        if request.arrival in self._held:
+            self._held.remove(request.arrival)
+            insort(self._ranks, scheduling_order(request))
 
     def charge(self, arrival: float, cost: float) -> None:
         """Note that a request of that arrival was served: older ones are overtaken by it."""
@@ -142,6 +158,8 @@ class Line:
     def next_overdue(self, arrival: int) -> Request | None:
         """The oldest overdue request younger than ``arrival``."""
         index = bisect_right(self._arrivals, arrival)
+        while index < self._num_overdue and self._arrivals[index] in self._held:
+            index += 1
         return self._requests[self._arrivals[index]] if index < self._num_overdue else None
 
     def next_in_rank(self, rank: tuple[float, float]) -> Request | None:
@@ -159,7 +177,9 @@ class Line:
     def check(self) -> None:
         """The three orders hold the same requests, and overdue are those that should be."""
         assert self._arrivals == sorted(self._requests)
-        assert self._ranks == sorted(map(scheduling_order, self._requests.values()))
+        free = [r for r in self._requests.values() if r.arrival not in self._held]
+        assert self._ranks == sorted(map(scheduling_order, free))
+        assert self._held <= self._requests.keys() - self.seated.keys()
         assert all(self._requests[arrival] is self.seated[arrival] for arrival in self.seated)
         assert len(self._differences) == len(self._arrivals)
         assert all(difference >= 0 for difference in self._differences)

@@ -23,7 +23,7 @@ class Tenant:
     name: str
     counter: float
     line: Line
-    weight: float
+    weight: float = 1.0
     newest: int = -1
     num_running: int = 0
     parked_until: float = math.inf
@@ -44,10 +44,10 @@ class Tenant:
 class Tenants:
     """Tenants by name; ``virtual_time`` is the counter of those whose turn it is.
 
-    A tenant whose line was empty comes back at most ``max_burst`` units of cost behind it, any
-    other falls behind it by at most ``max_lag``. So nobody saves up more of a claim to a machine
-    that others had to themselves meanwhile. An idle tenant is forgotten as soon as that changes
-    nothing.
+    A tenant whose line was empty comes back at most ``max_burst`` behind it, any other falls behind
+    it by at most ``max_lag``, both in cost units by weight as counters are. So nobody saves up more
+    of a claim to a machine that others had to themselves meanwhile. An idle tenant is forgotten as
+    soon as that changes nothing.
     """
 
     def __init__(self, max_lag: float, max_burst: float) -> None:
@@ -71,23 +71,21 @@ class Tenants:
         """A tenant that is remembered."""
         return self._tenants.get(name)
 
-    def get(self, name: str, weight: float = 1.0) -> Tenant:
-        """A tenant, a new one of that weight where it is not remembered."""
+    def get(self, name: str) -> Tenant:
+        """A tenant, a new one where it is not remembered."""
         tenant = self._tenants.get(name)
         if tenant is None:
-            counter = self.virtual_time - self._max_burst / weight
-            tenant = Tenant(name, counter, Line(self._max_lag), weight)
-            self._tenants[name] = tenant
+            counter = self.virtual_time - self._max_burst
+            tenant = self._tenants[name] = Tenant(name, counter, Line(self._max_lag))
         return tenant
 
-    def join(self, name: str, weight: float) -> Tenant:
-        """A tenant whose line is about to have another request, of that weight."""
-        if not self.in_line:  # nobody waits for anything, so nobody is owed anything
-            self.advance(self._highest)
-        tenant = self.get(name, weight)
+    def join(self, name: str) -> Tenant:
+        """A tenant whose line is about to have another request."""
+        if not self.in_line:  # nobody waits for anything: all begin anew, side by side
+            self.advance(self._highest + self._max_burst)
+        tenant = self.get(name)
         if not len(tenant.line):
-            least = self.virtual_time - self._max_burst / tenant.weight
-            tenant.counter = max(tenant.counter, least)
+            tenant.counter = max(tenant.counter, self.virtual_time - self._max_burst)
             self.in_line[name] = tenant
         return tenant
 
@@ -122,7 +120,7 @@ class Tenants:
 
     def _park(self, tenant: Tenant) -> None:
         """Forget an idle tenant, or remember it until it would come back as a new one does."""
-        caught_up_at = tenant.counter + self._max_burst / tenant.weight
+        caught_up_at = tenant.counter + self._max_burst
         if caught_up_at <= self.virtual_time:
             del self._tenants[tenant.name]
         elif caught_up_at < tenant.parked_until:
@@ -131,9 +129,7 @@ class Tenants:
 
     def counter(self, tenant: Tenant) -> float:
         """The tenant's counter, no further behind the virtual time than it may be."""
-        if tenant.counter >= self.virtual_time:
-            return tenant.counter
-        return max(tenant.counter, self.virtual_time - self._max_lag / tenant.weight)
+        return max(tenant.counter, self.virtual_time - self._max_lag)
 
     def check(self) -> None:
         """Every tenant is in line, running or parked, and those of them in line are listed."""

@@ -27,7 +27,10 @@ def test_the_ranks_of_a_step_have_a_budget():
 
 
 def test_a_full_queue_refuses_the_tenant_that_filled_it():
-    scheduler = make_scheduler(max_queued_requests=3)
+    scheduler = make_scheduler(max_queued_requests=3, max_num_seqs=2)
+    for name in ("runs", "runs-too"):
+        assert scheduler.add(generation(name, tenant="flood", max_tokens=20)) == []
+    step(scheduler)
     assert [scheduler.add(generation(name, tenant="flood")) for name in "abc"] == [[], [], []]
     [refused] = scheduler.add(generation("d", tenant="flood"))
     assert (refused.request_id, refused.error_kind) == ("d", "overloaded")
@@ -35,6 +38,7 @@ def test_a_full_queue_refuses_the_tenant_that_filled_it():
     [refused] = scheduler.add(generation("e", tenant="small"))
     assert refused.request_id == "c"
     assert scheduler.num_overloaded == 2
+    assert scheduler.num_preemptions == 0
     scheduler.check()
     assert scheduler.num_waiting == 3
 
@@ -58,9 +62,55 @@ def test_without_blocks_a_large_request_is_passed_until_it_is_overdue():
     scheduler.add(generation("runs", num_prompt=8, max_tokens=24))
     step(scheduler)
     scheduler.add(generation("large", num_prompt=28, max_tokens=1))
-    for i in range(40):
+    for i in range(15):
         scheduler.add(generation(f"s{i}", num_prompt=3, max_tokens=1))
         step(scheduler)
         if not any(r.request_id == "large" for r in scheduler._requests.values()):
             break
     assert 2 < i < 20, "small ones went ahead, but not for ever"
+
+
+def test_free_seats_do_not_count_as_a_queue():
+    scheduler = make_scheduler(max_queued_requests=1, max_num_seqs=4)
+    assert [scheduler.add(generation(name)) for name in "abcde"] == [[]] * 5
+    [refused] = scheduler.add(generation("f"))
+    assert refused.request_id == "f"
+
+
+def test_of_many_who_wait_for_one_adapter_one_stands_in_line():
+    """The others cost no step anything, and all start once it has come."""
+    scheduler = make_scheduler(max_num_seqs=64)
+    for i in range(15):
+        scheduler.add(generation(f"far{i}", adapter="digest-c", tenant="cold", max_tokens=60))
+    scheduler.add(generation("near", adapter="digest-a", tenant="warm", max_tokens=9))
+    assert lengths(step(scheduler)[0]) == {"near": 5}
+    assert len(list(scheduler._queue.candidates())) == 1
+    assert scheduler.wanted_adapters() == ["digest-c"]
+    scheduler.abort("far0")
+    step(scheduler)
+    assert scheduler.wanted_adapters() == ["digest-c"], "the next one asks for it"
+    slots = scheduler._admission._slots
+    slots.drop("digest-b")
+    slots.start_load("digest-c")
+    step(scheduler)
+    slots.finish_load("digest-c")
+    for _ in range(4):
+        step(scheduler)
+    assert [request.tenant for request in scheduler.running].count("cold") == 14
+    scheduler.check()
+
+
+def test_one_that_waits_for_a_slot_too_long_gets_one():
+    scheduler = make_scheduler(max_overtake_cost=30)
+    for name, adapter in (("a", "digest-a"), ("b", "digest-b"), ("b2", "digest-b")):
+        scheduler.add(generation(name, adapter=adapter, max_tokens=60))
+    step(scheduler)
+    scheduler.add(generation("c", adapter="digest-c", tenant="other"))
+    slots = scheduler._admission._slots
+    for num_steps in range(30):
+        if slots.evictable():
+            break
+        step(scheduler)
+    assert slots.evictable() == ["digest-a"], "the adapter with the fewest requests made way"
+    assert num_steps > 3
+    assert scheduler.num_preemptions == 1

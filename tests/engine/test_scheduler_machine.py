@@ -25,6 +25,7 @@ settings_of_a_house = st.builds(
     enabled=st.sampled_from([True, True, False]),
     num_host_blocks=st.sampled_from([0, 0, 3, 40]),
     depth=st.integers(0, 1),
+    num_slots=st.sampled_from([1, 2, 3, 3]),
     max_step_rank=st.sampled_from([None, 64, 80]),
     max_queued_requests=st.sampled_from([None, None, 3]),
     policy=st.sampled_from(["fair", "fair", "fcfs"]),

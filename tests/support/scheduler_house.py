@@ -80,6 +80,7 @@ class House:
         self._num_errors = 0
         self._fails = False
         self._may_err: set[str] = set()
+        self._loading: dict[str, int] = {}
         self.plans: list[StepPlan] = []
 
     def add(self, generation: GenerationRequest) -> None:
@@ -108,6 +109,7 @@ class House:
 
     def _turn(self) -> StepPlan:
         num_plans = len(self.plans)
+        self._bring_adapters()
         for finished in self.pipeline.advance():
             if isinstance(finished.error, AssertionError):
                 raise finished.error
@@ -116,6 +118,30 @@ class House:
         self.check()
         launched = self.plans[num_plans:]
         return launched[0] if launched else StepPlan(())
+
+    def _bring_adapters(self) -> None:
+        """Load what is wanted where a slot is free or can be had; that takes two turns.
+
+        What has just come stays for this turn, so that whoever waited for it can lease it.
+        """
+        just_ready = set()
+        for digest in list(self._loading):
+            self._loading[digest] -= 1
+            if not self._loading[digest]:
+                del self._loading[digest]
+                self.slots.finish_load(digest)
+                just_ready.add(digest)
+        wanted = self.scheduler.wanted_adapters()
+        for digest in wanted:
+            if self.slots.state(digest) != "absent":
+                continue
+            kept = {*wanted[:1], *just_ready}
+            unwanted = [other for other in self.slots.evictable() if other not in kept]
+            if not self.slots.num_free and unwanted:
+                self.slots.drop(unwanted[0])
+            if self.slots.num_free:
+                self.slots.start_load(digest)
+                self._loading[digest] = 2
 
     def _launch(self, plan: StepPlan) -> FakeStep:
         self.plans.append(plan)

@@ -61,6 +61,8 @@ def lengths(plan):
 def step(scheduler, token_id=7):
     plan = scheduler.schedule()
     scheduler.check()
+    if not plan.chunks:
+        return plan, []
     outputs = scheduler.apply(plan, [SampledToken(token_id) for _ in plan.sampling_chunks()])
     scheduler.check()
     return plan, outputs
