@@ -23,7 +23,8 @@ class StepDraft:
     """The step being planned; ``is_full`` says that no further request will get a seat.
 
     ``keep`` are nodes that the next waiting requests will use, once somebody has asked.
-    ``num_refused`` counts those that were matched in vain. ``needs_drain`` says that something was left undone because a step is under way.
+    ``num_refused`` counts those that were matched in vain. ``needs_drain`` says that something
+    was left undone because a step is under way.
     """
 
     budget: int
@@ -137,12 +138,14 @@ class Admission:
         self._queue.passed(request)
         if self._is_over_share(request):
             return False
+        made_way = False
         while (victim := self._block_victim(request)) is not None:
             if not self._preempt_for(victim, step):
                 return False
+            made_way = True
             if self._grow(request, step):
                 return True
-        must_run = not self._seats.running or self._queue.overdue(request)
+        must_run = made_way or not self._seats.running or self._queue.overdue(request)
         return must_run and self._cache.grow(lease, request.num_tokens)
 
     def _is_over_share(self, request: Request) -> bool:

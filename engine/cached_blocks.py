@@ -35,6 +35,7 @@ class CachedBlocks:
         self.num_private = 0
         self.events = TreeEvents(tree.block_bytes)
         self.host = HostBlocks(num_host_blocks, self.events)
+        self.pinned_of: Counter[str] = Counter()
         self._held_of: Counter[str] = Counter()
         self._cached_of: Counter[str] = Counter()
         self._queue = EvictionQueue(_is_device_leaf)
@@ -45,8 +46,11 @@ class CachedBlocks:
         return self.pool.num_free + self.num_evictable
 
     def num_held(self, tenant: str) -> int:
-        """Blocks that a tenant's live requests hold; shared ones count for who made them."""
-        return self._held_of[tenant]
+        """Blocks that a tenant's live requests hold; shared ones count for who made them.
+
+        Pinned blocks are the admin's.
+        """
+        return max(0, self._held_of[tenant] - self.pinned_of[tenant])
 
     def add_private(self, tenant: str, num_blocks: int) -> None:
         """Count blocks that a lease took, or gave away."""
@@ -65,12 +69,15 @@ class CachedBlocks:
             _add(self._held_of, node.tenant, len(node.block_ids))
         node.ref_count += 1
 
-    def unlock(self, node: Node) -> None:
-        """Undo one ``lock``; what nobody needs any more may be evicted."""
-        tick = self.tree.tick()
+    def unlock(self, node: Node, *, used: bool = True) -> None:
+        """Undo one ``lock``; what nobody needs any more may be evicted.
+
+        ``used`` False: nothing was made of it, so it is no more recently used than before.
+        """
+        tick = self.tree.tick() if used else 0
         for above in node.path():
             above.ref_count -= 1
-            above.last_used = tick
+            above.last_used = max(above.last_used, tick)
             assert above.ref_count >= 0
             if above.ref_count == 0:
                 self._retire(above)

@@ -18,7 +18,6 @@ from .request import Request
 from .tenant_line import Ticket, ticket_of
 from .tenants import Tenant, Tenants
 
-HYST, MARGIN = 1.0, 0
 MAX_BURST_COST = 8192
 """What a tenant may take at once, by weight, of the share that it left to others before."""
 
@@ -38,11 +37,13 @@ class FairQueue:
         self.num_waiting = 0
         self._is_fair = policy == "fair"
         self._max_overtake_cost = max_overtake_cost
+        max_burst_cost = min(max_burst_cost, max_overtake_cost)
         self._tenants = Tenants(max_overtake_cost, max_burst_cost)
+        self._seat_margin = max_burst_cost / 4
         self._turns: dict[str, Tenant] = {}
         self._num_waiting_of: Counter[str] = Counter()
         self._num_pushes = 0
-        self._num_rounds = 0
+        self._num_rounds = 1
         self._last_passed: Request | None = None
 
     def _tenant_of(self, request: Request) -> Tenant:
@@ -247,8 +248,9 @@ class FairQueue:
         """A running request that should give its seat to the tenant of ``request``.
 
         Of the tenant furthest over its weighted share of the seats it is the last in rank, but none
-        that was overdue. The tenant must have been served more, and must not have fewer seats by
-        weight afterwards, so that it can't ask for the seat back.
+        that was overdue or that was served of its prefill in this round. That tenant must have been
+        served more, by a quarter of a burst, and must not have fewer seats by weight afterwards. So
+        it can't ask for the seat back, and those who take equal shares leave each other in peace.
         """
         own = self._tenant_of(request)
         counter, seats_then = self._tenants.counter(own), (own.num_running + 1) / own.weight
@@ -256,8 +258,8 @@ class FairQueue:
             other
             for other in self._tenants.all()
             if other is not own
-            and HYST * (other.num_running - 1) / other.weight >= seats_then
-            and self._tenants.counter(other) > counter + MARGIN
+            and (other.num_running - 1) / other.weight >= seats_then
+            and self._tenants.counter(other) > counter + self._seat_margin
         ]
         if not over:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from .eviction import EvictionQueue
@@ -18,7 +18,7 @@ class HostBlocks:
         self._events = events
         self._free = list(range(num_blocks))
         self._queue = EvictionQueue(_is_host_leaf)
-        self._offered: deque[Node] = deque()
+        self._offered: OrderedDict[Node, None] = OrderedDict()
 
     @property
     def num_free(self) -> int:
@@ -31,25 +31,26 @@ class HostBlocks:
         return self.num_blocks - len(self._free)
 
     @property
-    def has_offers(self) -> bool:
-        """Whether there are nodes that could be copied out."""
-        return bool(self._offered)
+    def num_offered(self) -> int:
+        """Nodes that could be copied out."""
+        return len(self._offered)
 
     def offer(self, node: Node) -> None:
         """Note that nobody uses a node just now: it can be copied out, or its copy dropped."""
         if node.host_ids:
             self._queue.push(node)
         elif self.num_blocks:
-            self._offered.append(node)
+            self._offered.setdefault(node)
 
     def offer_first(self, node: Node) -> None:
         """Offer a node before all others."""
-        self._offered.appendleft(node)
+        self._offered[node] = None
+        self._offered.move_to_end(node, last=False)
 
     def next_offer(self) -> Node | None:
         """A node on the device that nobody uses and that has no copy, taken off the list."""
         while self._offered:
-            node = self._offered.popleft()
+            node, _ = self._offered.popitem(last=False)
             if node.block_ids and not (node.ref_count or node.detached or node.host_ids):
                 return node
         return None
@@ -68,7 +69,8 @@ class HostBlocks:
             yield node
 
     def drop(self, node: Node) -> None:
-        """Free the host blocks of a node."""
+        """Free the host blocks of a node; one without them is no longer offered."""
+        self._offered.pop(node, None)
         if not node.host_ids:
             return
         if not node.block_ids and not node.detached:

@@ -47,7 +47,7 @@ class HostTier:
     @property
     def is_busy(self) -> bool:
         """Whether copies are on their way or about to be."""
-        return bool(self._transfers) or self._host.has_offers
+        return bool(self._transfers) or self._host.num_offered > 0
 
     def restore(self, nodes: Sequence[Node], tenant: str, keep: Collection[Node]) -> bool:
         """Begin to bring nodes back that follow one another.
@@ -62,7 +62,7 @@ class HostTier:
             return False
         self._blocks.lock(nodes[-1])
         if not self._blocks.make_room(num_blocks, tenant, keep):
-            self._blocks.unlock(nodes[-1])
+            self._blocks.unlock(nodes[-1], used=False)
             return False
         block_ids = self._blocks.pool.take(num_blocks, overwritten=True)
         assert block_ids is not None
@@ -92,7 +92,7 @@ class HostTier:
             node.transfer = None
         if not failed:
             self._count(transfer)
-        self._blocks.unlock(transfer.lowest)
+        self._blocks.unlock(transfer.lowest, used=False)
         if failed and transfer.inbound:
             self._forget(transfer)
         elif failed:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import sys
+import time
 
 import msgspec
 import zmq
@@ -34,6 +36,8 @@ from .types import TokenOutput
 
 IDLE_POLL_MS = 1000
 STALLED_POLL_MS = 2
+CHECK_SECONDS = 60.0
+"""Between two checks of an idle engine: one of a large prefix cache takes a tenth of a second."""
 
 
 class EngineServer:
@@ -45,6 +49,7 @@ class EngineServer:
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._parent = parent
         self._num_steps_checked = 0
+        self._next_check = 0.0
         self._stopping = False
         self._rejected: list[TokenOutput] = []
 
@@ -59,6 +64,7 @@ class EngineServer:
         loop = self._start(message)
         if loop is None:
             return 1
+        _settle_garbage()
         self._send(Started(loop.info, loop.stats()))
         while not self._stopping and not self._orphaned:
             self._turn(loop)
@@ -92,10 +98,16 @@ class EngineServer:
         if loop.has_work:
             self._receive(loop, 0 if stepped else STALLED_POLL_MS)
             return
-        timeout_ms = STALLED_POLL_MS if loop.tend() else IDLE_POLL_MS
-        if not self._receive(loop, timeout_ms) and loop.num_steps > self._num_steps_checked:
+        is_busy = loop.tend()
+        received = self._receive(loop, STALLED_POLL_MS if is_busy else IDLE_POLL_MS)
+        if not (is_busy or received) and loop.num_steps > self._num_steps_checked:
+            self._check(loop)
+
+    def _check(self, loop: EngineLoop) -> None:
+        if time.monotonic() >= self._next_check:
             loop.check()
             self._num_steps_checked = loop.num_steps
+            self._next_check = time.monotonic() + CHECK_SECONDS
 
     def _receive(self, loop: EngineLoop, timeout_ms: int) -> bool:
         """Take in all that has arrived; False if nothing did."""
@@ -135,6 +147,17 @@ class EngineServer:
 
     def _send(self, message: FromEngine) -> None:
         self._socket.send(self._encoder.encode(message))
+
+
+def _settle_garbage() -> None:
+    """Leave what is there for good out of collections, and make full ones rare.
+
+    The prefix cache and waiting prompts are many objects and no cycles: a full collection would
+    take a tenth of a second in the midst of a step.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1000)
 
 
 def _answer(

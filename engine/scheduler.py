@@ -65,6 +65,7 @@ class Scheduler:
         self._admission = Admission(cache, slots, self._queue, self._seats)
         self._retry_after = RetryAfter(clock)
         self._live_adapters: Counter[str] = Counter()
+        self._unpaid: set[str] = set()
         self._row_of: dict[str, int] = {}
         self.needs_drain = False
         self.num_preemptions = 0
@@ -84,7 +85,7 @@ class Scheduler:
         refused: list[TokenOutput] = []
         limit = self._limits.max_queued_requests
         if limit is not None and self.num_waiting >= limit + self._seats.num_free:
-            other = self._queue.shed(generation.tenant)
+            other = self._queue.shed(generation.tenant, generation.weight)
             self.num_overloaded += 1
             if other is None:
                 return [self._overloaded(generation.request_id)]
@@ -124,11 +125,12 @@ class Scheduler:
         return [self._finish(request, "error", error) for request in waiting]
 
     def charge_load(self, adapter: str) -> None:
-        """Charge an adapter's way to the device to the tenant that will use it first."""
-        for request in self._queue.upcoming(LOOKAHEAD):
-            if request.adapter == adapter:
-                self._queue.charge(request, self._adapters[adapter].num_bytes / BYTES_PER_COST)
-                return
+        """Charge an adapter's way to the device to the tenant that uses it first.
+
+        Not before that one has it: else the charge would move its request back, and another
+        adapter would be brought in its place.
+        """
+        self._unpaid.add(adapter)
 
     def wanted_adapters(self) -> list[str]:
         """Adapters of the next waiting requests, in scheduling order."""
@@ -207,6 +209,10 @@ class Scheduler:
     def _start(self, request: Request, step: StepDraft) -> bool:
         if not self._admission.admit(request, step):
             return False
+        if request.adapter in self._unpaid:
+            self._unpaid.remove(request.adapter)
+            cost = self._adapters[request.adapter].num_bytes / BYTES_PER_COST
+            self._queue.charge(request, cost)
         if request.queue_seconds is None:
             request.queue_seconds = self._clock() - request.queued_at
             request.num_cached_tokens = request.num_computed_tokens

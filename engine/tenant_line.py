@@ -21,7 +21,7 @@ class Ticket:
     """
 
     last_push: int = 0
-    last_round: int = -1
+    last_round: int = 0
     is_queued: bool = False
     has_seat: bool = False
     has_started: bool = False

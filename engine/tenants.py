@@ -52,7 +52,7 @@ class Tenants:
 
     def __init__(self, max_lag: float, max_burst: float) -> None:
         self._max_lag = max_lag
-        self._max_burst = min(max_burst, max_lag)
+        self._max_burst = max_burst
         self._tenants: dict[str, Tenant] = {}
         self._parked: list[tuple[float, str]] = []
         self._highest = 0.0
@@ -81,13 +81,24 @@ class Tenants:
 
     def join(self, name: str) -> Tenant:
         """A tenant whose line is about to have another request."""
-        if not self.in_line:  # nobody waits for anything: all begin anew, side by side
-            self.advance(self._highest + self._max_burst)
+        if not self.in_line:
+            self._forget_idle()
         tenant = self.get(name)
         if not len(tenant.line):
             tenant.counter = max(tenant.counter, self.virtual_time - self._max_burst)
             self.in_line[name] = tenant
         return tenant
+
+    def _forget_idle(self) -> None:
+        """Nobody waits for anything, so nobody is owed anything: whoever comes back begins anew."""
+        self.advance(self._highest)
+        for _, name in self._parked:
+            tenant = self._tenants.get(name)
+            if tenant is not None:
+                tenant.parked_until = math.inf
+                if tenant.is_idle:
+                    del self._tenants[name]
+        self._parked.clear()
 
     def leave(self, tenant: Tenant) -> None:
         """A request of the tenant left its line, or gave its seat back: perhaps the last one."""

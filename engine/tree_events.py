@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from .block_keys import chain_keys
 from .cache_types import BlocksRemoved, BlocksStored, CacheCleared, CacheEvent, Tier
-from .prefix_key import token_ids_of
+from .prefix_key import BYTES_PER_TOKEN, token_ids_of
 from .radix_tree import Node
 
 Listener = Callable[[CacheEvent], None]
@@ -37,7 +37,7 @@ class TreeEvents:
             parent_key=keys[first - 1] if first else self._parent_key(node),
             block_keys=keys[first:],
             token_ids=token_ids_of(node.key[first * self._block_bytes :]),
-            block_size=self._block_bytes // 4,
+            block_size=self._block_bytes // BYTES_PER_TOKEN,
             tier=tier,
         )
         self._tell(event)
@@ -53,16 +53,22 @@ class TreeEvents:
             self._tell(CacheCleared())
 
     def _keys(self, node: Node) -> list[bytes]:
-        known = len(node.block_keys)
-        if known * self._block_bytes < len(node.key):
-            parent = node.block_keys[-1] if known else self._parent_key(node)
-            rest = node.key[known * self._block_bytes :]
-            node.block_keys += chain_keys(parent, node.namespace, rest, self._block_bytes)
+        """Keys of all its blocks; the nodes above have none either if nobody listened before."""
+        unnamed = []
+        for above in node.path():
+            if len(above.block_keys) * self._block_bytes == len(above.key):
+                break
+            unnamed.append(above)
+        for above in reversed(unnamed):
+            last = above.block_keys[-1] if above.block_keys else self._parent_key(above)
+            rest = above.key[len(above.block_keys) * self._block_bytes :]
+            above.block_keys += chain_keys(last, above.namespace, rest, self._block_bytes)
         return node.block_keys
 
     def _parent_key(self, node: Node) -> bytes | None:
+        """The key of the block before the first, once the node above has its keys."""
         parent = node.parent
-        return None if parent is None or parent.parent is None else self._keys(parent)[-1]
+        return parent.block_keys[-1] if parent is not None and parent.block_keys else None
 
     def _tell(self, event: CacheEvent) -> None:
         for listener in self._listeners:

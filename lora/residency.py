@@ -81,10 +81,26 @@ class AdapterResidency:
         victims = self._victims(places, ready) if len(absent) > self._slots.num_free else []
         for digest in absent:
             if not self._slots.num_free:
-                if not victims or places.get(victims[-1], len(places)) < places[digest]:
+                victim = self._victim(victims, places, digest)
+                if victim is None:
                     return
-                self._bank.unload(self._slots.drop(victims.pop()))
+                victims.remove(victim)
+                self._bank.unload(self._slots.drop(victim))
             self._load(digest)
+
+    def _victim(self, victims: Sequence[str], places: Mapping[str, int], digest: str) -> str | None:
+        """Who gives way to ``digest``: somebody wanted later, and not one that was loaded in vain.
+
+        Only for what is wanted first: else adapters whose requests wait for something else too
+        would chase each other off the device.
+        """
+        place = places[digest]
+        for victim in reversed(victims):
+            if places.get(victim, len(places)) < place:
+                return None
+            if place == 0 or victim not in places or not self._slots.is_unused(victim):
+                return victim
+        return None
 
     def _is_due(self, digest: str) -> bool:
         """Whether a wanted adapter is to be loaded; one that nobody registered fails."""

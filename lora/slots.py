@@ -40,6 +40,7 @@ class AdapterSlots:
         self.num_slots = num_slots
         self._free = list(range(num_slots - 1, -1, -1))
         self._registered: dict[str, None] = {}
+        self._unused: set[str] = set()
         self._slots: dict[str, int] = {}
         # Leases of those that are ready, the least recently used first.
         self._num_leases: dict[str, int] = {}
@@ -100,12 +101,18 @@ class AdapterSlots:
         """Make a version that was loading ready to be leased."""
         assert self.state(digest) == "loading", f"{digest} is {self.state(digest)}"
         self._num_leases[digest] = 0
+        self._unused.add(digest)
+
+    def is_unused(self, digest: str) -> bool:
+        """Whether nobody has leased a version since it was loaded."""
+        return digest in self._unused
 
     def drop(self, digest: str) -> int:
         """Take the slot from a version that nobody leases; returns it."""
         assert digest in self._slots, f"{digest} has no slot"
         assert not self.num_leases(digest), f"{digest} is leased"
         self._num_leases.pop(digest, None)
+        self._unused.discard(digest)
         slot = self._slots.pop(digest)
         self._free.append(slot)
         return slot
@@ -118,6 +125,7 @@ class AdapterSlots:
         """A hold on a version's slot, None unless it is ready."""
         if digest not in self._num_leases:
             return None
+        self._unused.discard(digest)
         self._use(digest, 1)
         return SlotLease(self, digest, self._slots[digest])
 
@@ -132,5 +140,6 @@ class AdapterSlots:
         """Free and held slots are all there are, and no lease count is negative."""
         held = list(self._slots.values())
         assert sorted(self._free + held) == list(range(self.num_slots))
+        assert self._unused <= self._num_leases.keys()
         assert self._num_leases.keys() <= self._slots.keys() <= self._registered.keys()
         assert all(count >= 0 for count in self._num_leases.values())

@@ -77,6 +77,8 @@ def test_a_leased_adapter_stays_and_so_do_those_that_load() -> None:
 def test_what_is_wanted_sooner_stays_and_what_is_wanted_last_goes_first() -> None:
     house = House(3)
     house.load("abc")
+    for digest in "abc":
+        house.acquire(digest).release()
     house.residency.advance(["b", "d", "a", "c"])
     assert house.states() == {"a": "ready", "b": "ready", "d": "loading"}
     house.residency.advance(["b", "d", "e", "a", "f"])
@@ -92,6 +94,17 @@ def test_unwanted_adapters_give_way_before_wanted_ones() -> None:
     house.acquire("c").release()
     house.residency.advance(["d", "d", "a", "b"])
     assert house.states() == {"a": "ready", "b": "ready", "d": "loading"}
+
+
+def test_what_was_loaded_and_not_used_gives_way_only_to_what_is_wanted_first() -> None:
+    """Else those whose requests wait for something else too chase each other off the device."""
+    house = House(2)
+    house.load("ab")
+    house.acquire("a").release()
+    house.residency.advance(["a", "c", "b"])
+    assert house.states() == {"a": "ready", "b": "ready"}
+    house.residency.advance(["c", "a", "b"])
+    assert house.states() == {"a": "ready", "c": "loading"}
 
 
 def test_two_that_want_one_slot_take_turns() -> None:
