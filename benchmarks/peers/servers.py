@@ -121,7 +121,9 @@ def _wait_until_ready(peer: Peer, process: subprocess.Popen[bytes], log: Path) -
         if process.poll() is not None:
             break
         try:
-            if httpx.get(f"{peer.url}/models", timeout=5).status_code == httpx.codes.OK:
+            status = httpx.get(f"{peer.url}/models", timeout=5).status_code
+            # One that asks for keys is there, too.
+            if status in (httpx.codes.OK, httpx.codes.UNAUTHORIZED):
                 return
         except httpx.TransportError:
             pass
