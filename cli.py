@@ -146,6 +146,12 @@ def cli() -> None:
     help="fair: by tenants' weights; fcfs: by arrival.",
 )
 @click.option(
+    "--async-scheduling/--no-async-scheduling",
+    default=False,
+    show_default=True,
+    help="Plan the next step while the last one runs.",
+)
+@click.option(
     "--max-queued-requests",
     type=int,
     default=2048,

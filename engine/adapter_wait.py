@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from itertools import islice
 
 from ..lora.slots import AdapterSlots
 from .fair_queue import FairQueue
@@ -26,7 +26,7 @@ class AdapterWait:
         self._queue = queue
         self._slots = slots
         self._scouts: dict[Pair, Request] = {}
-        self._held: dict[Pair, deque[Request]] = {}
+        self._held: dict[Pair, dict[int, Request]] = {}
 
     def wait(self, request: Request) -> None:
         """A candidate's turn came, and its adapter is not ready."""
@@ -35,7 +35,7 @@ class AdapterWait:
         scout = self._scouts.setdefault(pair, request)
         if scout is not request and _waits(scout):
             self._queue.hold(request)
-            self._held.setdefault(pair, deque()).append(request)
+            self._held.setdefault(pair, {})[request.arrival] = request
         else:
             self._scouts[pair] = request
 
@@ -51,17 +51,25 @@ class AdapterWait:
 
     def _let_go(self, pair: Pair, count: int) -> None:
         held = self._held[pair]
-        while held and count:
-            request = held.popleft()
-            if _waits(request):
-                self._queue.let_go(request)
-                count -= 1
+        for arrival in list(islice(held, count)):
+            self._queue.let_go(held.pop(arrival))
         if not held:
             del self._held[pair]
 
+    def ended(self, request: Request) -> None:
+        """A waiting request is no more."""
+        if request.adapter is not None:
+            pair = (request.tenant, request.adapter)
+            held = self._held.get(pair, {})
+            held.pop(request.arrival, None)
+            if not held:
+                self._held.pop(pair, None)
+
     def check(self) -> None:
-        """Whoever is held has a scout, or will have one in the next step."""
+        """Whoever is held waits, and is not alone in it for nothing."""
         assert all(self._held.values())
+        held = [request for pair in self._held.values() for request in pair.values()]
+        assert all(map(_waits, held))
 
 
 def _waits(request: Request) -> bool:

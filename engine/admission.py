@@ -52,6 +52,14 @@ class Admission:
         """Before each step: those whose adapter has come are candidates again."""
         self._adapter_wait.advance()
 
+    def ended(self, request: Request) -> None:
+        """A waiting request has ended."""
+        self._adapter_wait.ended(request)
+
+    def check(self) -> None:
+        """Nobody waits for an adapter who does not wait."""
+        self._adapter_wait.check()
+
     def is_loading(self, request: Request) -> bool:
         """Whether all that a request waits for is its adapter's way to the device."""
         return request.adapter is not None and self._slots.state(request.adapter) == "loading"

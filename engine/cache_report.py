@@ -11,7 +11,7 @@ from .cache_use import CacheUse
 from .pins import Pins
 from .prefix_cache import PrefixCache
 from .prefix_key import BYTES_PER_TOKEN, token_ids_of
-from .radix_tree import Node
+from .radix_tree import Node, RadixTree
 
 NUM_FIRST_TOKENS = 32
 
@@ -42,12 +42,7 @@ def report_cache(cache: PrefixCache, use: CacheUse, pins: Pins, max_prefixes: in
 
 def _namespaces(cache: PrefixCache, use: CacheUse) -> list[NamespaceReport]:
     """The biggest first; activations of one adapter are one namespace."""
-    on_device: Counter[Namespace] = Counter()
-    in_host: Counter[Namespace] = Counter()
-    for node in cache.tree.nodes():
-        namespace = node.namespace._replace(activation=None)
-        on_device[namespace] += len(node.block_ids)
-        in_host[namespace] += len(node.host_ids)
+    on_device, in_host = _num_blocks_by_namespace(cache.tree)
     tokens = {namespace: (queries, hits) for namespace, queries, hits in use.items()}
     names = sorted(on_device.keys() | tokens.keys(), key=lambda name: on_device[name], reverse=True)
     return [
@@ -64,11 +59,33 @@ def _namespaces(cache: PrefixCache, use: CacheUse) -> list[NamespaceReport]:
     ]
 
 
+def _num_blocks_by_namespace(tree: RadixTree) -> tuple[Counter[Namespace], Counter[Namespace]]:
+    """Blocks on the device, and in host memory."""
+    told_apart: dict[Namespace, list[int]] = {}
+    for node in tree.nodes():
+        counts = told_apart.setdefault(node.namespace, [0, 0])
+        counts[0] += len(node.block_ids)
+        counts[1] += len(node.host_ids)
+    on_device: Counter[Namespace] = Counter()
+    in_host: Counter[Namespace] = Counter()
+    for namespace, (num_on_device, num_in_host) in told_apart.items():
+        merged = namespace._replace(activation=None)
+        on_device[merged] += num_on_device
+        in_host[merged] += num_in_host
+    return on_device, in_host
+
+
 def _prefixes(cache: PrefixCache, max_prefixes: int) -> list[PrefixReport]:
-    """The longest paths that end, or branch, at a node."""
-    ends = (item for item in _paths(cache.tree.root) if len(item[1].children) != 1)
+    """The longest paths that end at a node, branch there, or were found without what follows."""
+    ends = (item for item in _paths(cache.tree.root) if _is_end(item[1]))
     longest = heapq.nlargest(max_prefixes, ends, key=lambda item: item[0])
     return [_prefix(node, num_tokens) for num_tokens, node in longest]
+
+
+def _is_end(node: Node) -> bool:
+    return len(node.children) != 1 or any(
+        child.num_hits < node.num_hits for child in node.children.values()
+    )
 
 
 def _paths(root: Node) -> Iterator[tuple[int, Node]]:

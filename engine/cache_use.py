@@ -28,7 +28,8 @@ class CacheUse:
         self.num_query_tokens += num_tokens
         self.num_hit_tokens += num_hits
         if request.blocks.node is not None:
-            request.blocks.node.num_hits += 1
+            for node in request.blocks.node.path():
+                node.num_hits += 1
         key = request.key
         num_base = min(key.own_start * key.block_size, num_tokens)
         if num_base:

@@ -200,7 +200,7 @@ class FairQueue:
         self._last_passed = None
         self._num_rounds += 1
         for request in self._overdue_turns():
-            if request in self and not ticket_of(request).has_seat:
+            if request in self:
                 this_round.seen.add(request.arrival)
                 yield request
                 is_held = self._last_passed is request

@@ -66,44 +66,49 @@ class Pins:
                 f"has {len(target.prompt_token_ids)} tokens; whole blocks of {size} are pinned",
             )
         lease = BlockLease(self._cache, target.tenant or DEFAULT_TENANT)
-        self._cache.match(lease, key)
-        num_blocks = lease.num_shared
-        num_held = sum(pin.num_blocks for pin in self._pins.values())
-        try:
-            if not num_blocks:
-                raise RequestError("prompt", "is not in the prefix cache")
-            if num_held + num_blocks > self._max_blocks:
-                raise RequestError(
-                    "prompt",
-                    f"needs {num_blocks} blocks; pins hold {num_held} and may hold "
-                    f"{self._max_blocks}, so that the longest request still fits",
-                )
-        except RequestError:
+        in_host = self._cache.match(lease, key)
+        problem = self._problem(lease.num_shared, is_in_host=bool(in_host))
+        if problem is not None:
             lease.release()
-            raise
+            raise RequestError("prompt", problem)
         pin_id = uuid.uuid4().hex
-        self._pins[pin_id] = _Pin(lease, num_blocks, self._clock() + ttl_seconds, target)
+        self._pins[pin_id] = _Pin(lease, lease.num_shared, self._clock() + ttl_seconds, target)
         self._count()
         return self._report(pin_id)
 
+    def _problem(self, num_blocks: int, *, is_in_host: bool) -> str | None:
+        """Why what was found can't be pinned."""
+        if not num_blocks and is_in_host:
+            return "is in host memory; a request for it brings it back to the device"
+        if not num_blocks:
+            return "is not in the prefix cache"
+        num_held = sum(pin.num_blocks for pin in self._pins.values())
+        if num_held + num_blocks <= self._max_blocks:
+            return None
+        return (
+            f"needs {num_blocks} blocks; pins hold {num_held} and may hold "
+            f"{self._max_blocks}, so that the longest request still fits"
+        )
+
     def remove(self, pin_id: str) -> bool:
         """End a pin; False if there is none of that id."""
-        pin = self._pins.pop(pin_id, None)
-        if pin is not None:
-            pin.lease.release()
-            self._count()
-        return pin is not None
+        return self._end([pin_id] if pin_id in self._pins else []) > 0
 
     def expire(self) -> None:
         """End the pins whose time is over."""
         now = self._clock()
-        for pin_id in [pin_id for pin_id, pin in self._pins.items() if pin.expires_at <= now]:
-            self.remove(pin_id)
+        self._end([pin_id for pin_id, pin in self._pins.items() if pin.expires_at <= now])
 
     def clear(self) -> None:
         """End all of them."""
-        for pin_id in list(self._pins):
-            self.remove(pin_id)
+        self._end(list(self._pins))
+
+    def _end(self, pin_ids: list[str]) -> int:
+        for pin_id in pin_ids:
+            self._pins.pop(pin_id).lease.release()
+        if pin_ids:
+            self._count()
+        return len(pin_ids)
 
     def reports(self) -> list[PinReport]:
         """All pins, the oldest first."""

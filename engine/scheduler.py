@@ -287,6 +287,7 @@ class Scheduler:
             self._queue.remove(request)
         if request.status is RequestStatus.RUNNING:
             self._seats.leave(request)
+        self._admission.ended(request)
         if request.adapter is not None:
             self._live_adapters[request.adapter] -= 1
             if not self._live_adapters[request.adapter]:
@@ -324,6 +325,7 @@ class Scheduler:
     def check(self) -> None:
         """Blocks, slots and queues agree with one another."""
         self._seats.check()
+        self._admission.check()
         self._queue.check()
         self.cache.check()
         live = self._requests.values()

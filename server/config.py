@@ -12,6 +12,8 @@ from .access import Access, parse_access
 
 GenerationDefaults = Literal["auto", "none"]
 
+MAX_INTEGER = 2**31 - 1
+
 _ACCESS_OPTIONS = ("api_key", "tenant", "tenant_weight", "fleet_secret", "admin_key")
 
 
@@ -80,8 +82,7 @@ def parse_serve_options(options: Mapping[str, Any]) -> ServeConfig:
     """The command line's options as a config; raises ValueError that names the flag."""
     given = dict(options)
     for name, value in given.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--{name.replace('_', '-')} must be a finite number")
+        _check_number(f"--{name.replace('_', '-')}", value)
     adapters = tuple(_named("--lora", AdapterSpec.parse, text) for text in given.pop("lora"))
     access = parse_access({name: given.pop(name) for name in _ACCESS_OPTIONS})
     return ServeConfig(
@@ -95,6 +96,14 @@ def parse_serve_options(options: Mapping[str, Any]) -> ServeConfig:
         ),
         **given,
     )
+
+
+def _check_number(flag: str, value: object) -> None:
+    """Refuse what no machine has, and the messages to the engine can't hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{flag} must be a finite number")
+    if isinstance(value, int) and value > MAX_INTEGER:
+        raise ValueError(f"{flag} must be at most {MAX_INTEGER}")
 
 
 def _engine_config(given: dict[str, Any]) -> EngineConfig:

@@ -53,9 +53,19 @@ def _as_value(where: str, parameter: click.Parameter, value: object) -> object:
         raise click.UsageError(f"{where}: must be a single value")
     if parameter.type is click.STRING and not isinstance(value, str):
         raise click.UsageError(f"{where}: must be a string; quote it")
-    if isinstance(value, int | float) and not getattr(parameter, "is_flag", False):
-        return str(value)  # click would make a whole number of 1.5, and of true
-    return value
+    if value is None:
+        raise click.UsageError(f"{where}: must have a value; leave it out for the default")
+    if getattr(parameter, "is_flag", False):
+        return _as_switch(where, value)
+    # As click reads it on the command line: of the number 1.5, or of true, it would make 1.
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _as_switch(where: str, value: object) -> object:
+    """What a flag without a value takes: true or false, or a word that click knows."""
+    if isinstance(value, bool | str):
+        return value
+    raise click.UsageError(f"{where}: must be true or false")
 
 
 def _as_values(where: str, value: object, numbers: bool) -> list[str]:
@@ -64,6 +74,8 @@ def _as_values(where: str, value: object, numbers: bool) -> list[str]:
     Strings only, and where VALUE is one, numbers: an unquoted 0123 is not what it looks like.
     """
     if isinstance(value, dict):
+        if empty := [name for name, entries in value.items() if entries == []]:
+            raise click.UsageError(f"{where}: {empty[0]!r} has an empty list")
         allowed = (str, int, float) if numbers else (str,)
         pairs = [
             (name, entry)

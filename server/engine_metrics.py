@@ -18,15 +18,21 @@ _BLOCK_LABELS = ("model_name", "tier", "state")
 
 
 class EngineCollector(Collector):
-    """Reads the engine's latest snapshot whenever metrics are scraped."""
+    """Reads the engine's latest snapshot whenever metrics are scraped.
+
+    ``max_loras`` adapters are on the device at once, None for all.
+    """
 
     def __init__(
         self,
         catalog: Catalog,
         stats: Callable[[], EngineStats],
         in_flight: Mapping[str, int],
+        max_loras: int | None,
     ) -> None:
         self._catalog = catalog
+        num_adapters = len(catalog.sources)
+        self._max_loras = num_adapters if max_loras is None else min(max_loras, num_adapters)
         self._stats = stats
         self._in_flight = in_flight
 
@@ -79,7 +85,7 @@ class EngineCollector(Collector):
         )
         family.add_metric(
             [
-                str(len(self._catalog.sources)),
+                str(self._max_loras),
                 ",".join(self._names(stats.waiting_adapters)),
                 ",".join(self._names(stats.running_adapters)),
             ],

@@ -6,6 +6,7 @@ import time
 from collections import Counter as TallyCounter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
@@ -13,6 +14,7 @@ from ..engine.types import EngineStats, GenerationRequest
 from .access import Tenant
 from .adapters import Catalog
 from .engine_metrics import EngineCollector
+from .errors import ApiError
 from .latency_metrics import Latencies
 from .tenant_meter import TenantMeter
 
@@ -40,7 +42,11 @@ class ServerMetrics:
     """
 
     def __init__(
-        self, catalog: Catalog, stats: Callable[[], EngineStats], tenants: Iterable[Tenant] = ()
+        self,
+        catalog: Catalog,
+        stats: Callable[[], EngineStats],
+        tenants: Iterable[Tenant] = (),
+        max_loras: int | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
         self._base = catalog.base.name
@@ -63,7 +69,7 @@ class ServerMetrics:
             "HTTP requests for a served model, by model and status.",
             ("model_name", "model", "status"),
         )
-        self.registry.register(EngineCollector(catalog, stats, self._in_flight))
+        self.registry.register(EngineCollector(catalog, stats, self._in_flight, max_loras))
         self.registry.register(self.tenants)
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> Counter:
@@ -132,7 +138,10 @@ class ServerMetrics:
 
 
 class ChoiceTimer:
-    """Times one choice; as a context it counts an early leave as ``abort`` or ``error``."""
+    """Times one choice; as a context it counts an early leave as ``abort`` or ``error``.
+
+    What the engine refuses (a 4xx) is not counted: it did not begin.
+    """
 
     def __init__(
         self, metrics: ServerMetrics, model: str, generation: GenerationRequest, arrival: float
@@ -170,7 +179,11 @@ class ChoiceTimer:
     def __enter__(self) -> ChoiceTimer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *rest: object
+    ) -> None:
+        if isinstance(error, ApiError) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return
         failed = kind is not None and issubclass(kind, Exception)
         reason = self._reason or ("error" if failed else "abort")
         self._metrics.ended(reason, time.perf_counter() - self._arrival)

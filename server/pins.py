@@ -121,7 +121,13 @@ def _tenant(services: Services, body: PinRequest) -> str | None:
             "is required: tenants share no prefixes here (--share-prefixes is not set)",
             code="missing_required_parameter",
         )
-    return body.tenant or DEFAULT_TENANT
+    tenant = body.tenant or DEFAULT_TENANT
+    access = services.config.access
+    # A gateway may name any tenant; without one nobody else could ever use the prefix.
+    if access.fleet_secret is None and tenant not in access.tenant_names:
+        shown = ", ".join(access.tenant_names[:20])
+        raise bad_field("tenant", f"there is no tenant {tenant!r}; there are: {shown}")
+    return tenant
 
 
 async def _warm(services: Services, target: PrefixTarget) -> None:

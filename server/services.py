@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .adapters import Catalog
-from .config import ServeConfig
+from .config import Limits, ServeConfig
 from .gate import Gate
 from .generation import Generator
 from .health import ProgressMonitor
@@ -33,6 +33,23 @@ class Services:
     created: int
 
 
+def _limits_of(config: ServeConfig) -> Limits:
+    """The limits of a request, whose choices must find room beside each other.
+
+    More of them than all seats and the queue hold would hear 429 however often they come.
+    """
+    engine, limits = config.engine, config.limits
+    if engine.max_queued_requests is None:
+        return limits
+    num_seats = min(engine.max_num_seqs, engine.max_num_batched_tokens)
+    room = num_seats + engine.max_queued_requests
+    return replace(
+        limits,
+        max_choices=min(limits.max_choices, room),
+        max_sequences=min(limits.max_sequences, room),
+    )
+
+
 def build_services(
     config: ServeConfig,
     catalog: Catalog,
@@ -41,10 +58,10 @@ def build_services(
     created: int,
 ) -> Services:
     """Wire the parts up around a started engine."""
-    info, limits = supervisor.info, config.limits
+    info, limits = supervisor.info, _limits_of(config)
     access = config.access
     tenants = [access.tenant(name) for name in access.tenant_names]
-    metrics = ServerMetrics(catalog, lambda: supervisor.stats, tenants)
+    metrics = ServerMetrics(catalog, lambda: supervisor.stats, tenants, config.engine.max_loras)
     use_defaults = config.generation_config == "auto"
     return Services(
         config=config,

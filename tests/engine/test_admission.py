@@ -107,10 +107,10 @@ def test_one_that_waits_for_a_slot_too_long_gets_one():
     step(scheduler)
     scheduler.add(generation("c", adapter="digest-c", tenant="other"))
     slots = scheduler._admission._slots
-    for num_steps in range(30):
-        if slots.evictable():
-            break
+    num_steps = 0
+    while not slots.evictable() and num_steps < 30:
         step(scheduler)
+        num_steps += 1
     assert slots.evictable() == ["digest-a"], "the adapter with the fewest requests made way"
     assert num_steps > 3
     assert scheduler.num_preemptions == 1

@@ -155,6 +155,7 @@ def test_a_file_gives_tenants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         ("tenant: {acme: 0123}", ("tenant", "strings")),
         (f"tenant: {{acme: {{x: {SECRET}}}}}", ("tenant", "strings")),
         (f"tenant: [{SECRET}]", ("--tenant", "NAME=KEY")),
+        ("tenant: {acme: []}", ("tenant", "'acme'", "empty")),
         ("tenant-weight: {default: true}", ("tenant-weight", "numbers")),
         ("fleet-secret: 0123", ("fleet-secret", "quote")),
         ("fleet-secret:", ("fleet-secret", "quote")),

@@ -33,6 +33,7 @@ async def test_a_pin_is_computed_first_and_held(tokenizer: Tokenizer) -> None:
             "expires_in": 60.0,
             "adapter": "digest-a",
             "tenant": "beta",
+            "salted": True,
             "models": [ADAPTER],
         }
         [warm], [target] = engine.requests, engine.cache.targets
@@ -92,7 +93,8 @@ async def test_what_is_not_cached_can_not_be_pinned_cold(
     ("who", "options", "given", "target"),
     [
         (WHO, {}, None, "refused"),
-        (WHO, {}, "anyone", "anyone"),
+        (WHO, {}, "beta", "beta"),
+        (access(admin_key=("a1",), tenant=("acme=k1",), fleet_secret="s"), {}, "far", "far"),
         (WHO, {"isolate_tenants": False}, None, None),
         (WHO, {"isolate_tenants": False}, "acme", None),
         (access(admin_key=("a1",)), {}, None, "default"),
@@ -112,6 +114,25 @@ async def test_whose_prefix_it_is(
     else:
         assert response.status_code == 201, response.text
         assert engine.cache.targets[0].tenant == target
+
+
+@pytest.mark.parametrize(
+    ("who", "known"),
+    [
+        (access(admin_key=("a1",), tenant=("acme=k1", "beta=k2")), "acme, beta"),
+        (access(admin_key=("a1",)), "default"),
+    ],
+)
+async def test_a_tenant_that_can_not_ask_has_no_pins(
+    tokenizer: Tokenizer, errors_of: Any, who: Access, known: str
+) -> None:
+    """Only a gateway names tenants that are not configured."""
+    engine = FakeEngine()
+    async with admin(tokenizer, engine, who) as client:
+        error = errors_of(await pin(client, prompt=PREFIX, tenant="acmee"), 400)
+    assert error["param"] == "tenant"
+    assert error["message"].endswith(f"no tenant 'acmee'; there are: {known}")
+    assert engine.requests == []
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,8 @@ def test_many_more_prompts_than_a_server_would_queue(llm: LLM) -> None:
 def test_a_queue_limit_of_ones_own_is_said_by_prompt(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "model", "llama")
     options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.01}
-    limited = LLM(model, max_queued_requests=3, num_threads=1, **options)
+    options |= {"max_queued_requests": 2, "max_num_seqs": 1}  # free seats are no queue
+    limited = LLM(model, num_threads=1, **options)
     outputs = limited.generate(["a"] * 5, GREEDY, use_tqdm=False)
     reasons = [output.outputs[0].finish_reason for output in outputs]
     assert reasons == ["length"] * 3 + ["error"] * 2

@@ -41,6 +41,31 @@ async def test_a_full_queue_is_a_429_that_says_when(
     metrics = (await harness.client.get("/metrics")).text
     assert 'requests_total{model="base",model_name="base",status="429"} 4.0' in metrics
     assert 'tenant_requests_total{model_name="base",status="429",tenant="default"} 4.0' in metrics
+    assert 'finished_reason="error"' not in metrics, "a refusal is no failure"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_choices_that_never_have_room_beside_each_other_are_a_400(
+    tokenizer: Tokenizer, errors_of: Any, stream: bool
+) -> None:
+    """Two seats and three places in the queue: a sixth choice would hear 429 for ever."""
+    engine = FakeEngine()
+    options = {"max_num_seqs": 2, "max_queued_requests": 3}
+    services = make_services(tokenizer, engine, engine_options=options)
+    async with make_client(create_app(services)) as client:
+        for path, body, statuses in (
+            ("/v1/completions", {"prompt": "hi"}, (200, 400)),
+            ("/v1/completions", {"prompt": ["hi", "ho"]}, (400, 400)),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, (200, 400)),
+        ):
+            for n, status in zip((5, 6), statuses, strict=True):
+                asked = {"model": BASE, "n": n, "stream": stream, **body}
+                response = await client.post(path, json=asked)
+                assert response.status_code == status, (path, n, response.text)
+                if status == 400:
+                    error = errors_of(response, 400)
+                    assert error["param"] == "n"
+                    assert "5" in error["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

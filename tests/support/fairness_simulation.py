@@ -92,7 +92,11 @@ class Client:
 
 @dataclass(slots=True)
 class Record:
-    """One request: when it was sent, started and ended, and what later arrivals were served."""
+    """One request: when it was sent, started and ended.
+
+    ``waited_for`` is the cost that others were served between the first two, ``overtaken`` the part
+    of it that went to later arrivals.
+    """
 
     request_id: str
     tenant: str
@@ -102,8 +106,8 @@ class Record:
     started: float | None = None
     first_token: float | None = None
     ended: float | None = None
+    waited_for: float = 0.0
     overtaken: float = 0.0
-    overtaken_in_tenant: float = 0.0
 
     @property
     def ttft(self) -> float:
@@ -112,7 +116,11 @@ class Record:
 
 
 class Simulation:
-    """One run; ``tokens`` are (time, tenant, count) of prompts done and tokens given."""
+    """One run; ``tokens`` are (time, tenant, count) of prompts done and tokens given.
+
+    ``cost`` is what was computed for each tenant, in the scheduler's units, and ``watched`` the
+    requests of clients that send a limited number.
+    """
 
     def __init__(self, machine: Machine, clients: list[Client], seed: int = 0) -> None:
         self.now = 0.0
@@ -120,8 +128,9 @@ class Simulation:
         self.scheduler = machine.scheduler(lambda: self.now)
         self.records: dict[str, Record] = {}
         self.tokens: list[tuple[float, str, int]] = []
-        self.seats: Counter[str] = Counter()
+        self.cost: Counter[str] = Counter()
         self.num_steps = 0
+        self.watched: list[Record] = []
         self._clients = clients
         self._chances = [random.Random(f"{seed} {i}") for i in range(len(clients))]
         self._num_sent = [0] * len(clients)
@@ -171,6 +180,8 @@ class Simulation:
         request_id = f"{client.tenant}-{number}"
         self.records[request_id] = Record(request_id, client.tenant, number, at, num_prompt)
         self._client_of[request_id] = i
+        if client.count < FOREVER:
+            self.watched.append(self.records[request_id])
         params = SamplingParams(max_tokens=num_output, ignore_eos=True, temperature=0.0, seed=0)
         refused = self.scheduler.add(
             GenerationRequest(
@@ -192,25 +203,15 @@ class Simulation:
             record = self.records[chunk.request.request_id]
             if record.started is None:
                 record.started = self.now
-            is_decode = chunk.end > record.num_prompt_tokens
+            is_decode = chunk.num_scheduled_tokens == 1 and chunk.end > record.num_prompt_tokens
             served[record.request_id] = 2 if is_decode else chunk.num_scheduled_tokens
-            self.seats[record.tenant] += 1
+            self.cost[record.tenant] += served[record.request_id]
         for watched in self.watched:
             if watched.started is None:
                 for request_id, cost in served.items():
-                    other = self.records[request_id]
-                    if other.number > watched.number:
+                    watched.waited_for += cost
+                    if self.records[request_id].number > watched.number:
                         watched.overtaken += cost
-                        watched.overtaken_in_tenant += cost * (other.tenant == watched.tenant)
-
-    @property
-    def watched(self) -> list[Record]:
-        """Requests of clients that send a few only."""
-        return [
-            self.records[request_id]
-            for request_id, i in self._client_of.items()
-            if self._clients[i].count < FOREVER
-        ]
 
     def _note_outputs(self, plan: StepPlan, sampled: list[SampledToken]) -> None:
         for output in self.scheduler.apply(plan, sampled):

@@ -242,6 +242,7 @@ class FakeCache:
             expires_in=ttl_seconds,
             adapter=target.adapter,
             tenant=target.tenant,
+            salted=target.cache_salt is not None,
         )
         self.pins[pin.pin_id] = pin
         return pin

@@ -21,6 +21,7 @@ class Entry:
     delayed: float = 0.0
     turn_came: bool = False
     last_push: int = 0
+    last_round: int = 0
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -45,6 +46,7 @@ class Pass:
     newest_push: int
     due: list[Entry]
     seen: set[int] = field(default_factory=set)
+    begun: bool = False
     due_over: bool = False
     oldest: dict[str, int] = field(default_factory=dict)
     ranked: set[str] = field(default_factory=set)
@@ -55,14 +57,16 @@ class Pass:
 class PlainQueue:
     """Nothing is ever forgotten here, and every counter is brought up to date at once."""
 
-    def __init__(self, policy: str, limit: float) -> None:
+    def __init__(self, policy: str, limit: float, burst: float) -> None:
         self.is_fair = policy == "fair"
         self.limit = limit
+        self.burst = min(burst, limit)
         self.live: dict[str, Entry] = {}
         self.accounts: dict[str, Account] = {}
         self.time = 0.0
         self.highest = 0.0
         self.num_pushes = 0
+        self.num_rounds = 1
         self.passed_last: QueuedRequest | None = None
 
     def line_of(self, tenant: str) -> str:
@@ -76,7 +80,7 @@ class PlainQueue:
         return sorted({e.line for e in self.live.values() if e.queued})
 
     def account(self, line: str) -> Account:
-        return self.accounts.setdefault(line, Account(self.time))
+        return self.accounts.setdefault(line, Account(self.time - self.burst))
 
     def is_idle(self, line: str) -> bool:
         return not any(e.line == line and (e.queued or e.seated) for e in self.live.values())
@@ -84,8 +88,8 @@ class PlainQueue:
     def _settle(self) -> None:
         """Nobody is further behind than allowed, and who is idle and owes nothing starts anew."""
         for line, account in list(self.accounts.items()):
-            account.counter = max(account.counter, self.time - self.limit / account.weight)
-            if self.is_idle(line) and account.counter <= self.time:
+            account.counter = max(account.counter, self.time - self.limit)
+            if self.is_idle(line) and account.counter <= self.time - self.burst:
                 del self.accounts[line]
 
     def _advance(self, time: float) -> None:
@@ -98,11 +102,12 @@ class PlainQueue:
         line = self.line_of(request.tenant)
         if not self.lines():
             self._advance(self.highest)
+            self.accounts = {x: a for x, a in self.accounts.items() if not self.is_idle(x)}
         account = self.account(line)
         entry = self.live.setdefault(request.request_id, Entry(request, line))
         others = [e for e in self.in_line(line) if e is not entry]
         if not others:
-            account.counter = max(account.counter, self.time)
+            account.counter = max(account.counter, self.time - self.burst)
         if request.arrival > account.newest:
             account.newest, account.weight = request.arrival, request.weight
         younger = [e.overtaken for e in others if e.arrival > request.arrival]
@@ -137,6 +142,7 @@ class PlainQueue:
     def charge(self, request: QueuedRequest, cost: float) -> None:
         entry = self.live[request.request_id]
         if entry.queued and entry.seated:
+            entry.last_round = self.num_rounds
             self._advance(self.account(entry.line).counter)
         self._charge(entry.line, cost, request)
 
@@ -176,12 +182,15 @@ class PlainQueue:
 
     def next(self, this: Pass, given: QueuedRequest | None) -> QueuedRequest | None:
         """The candidate after ``given``, which was charged, seated, passed or none of it."""
+        if not this.begun:
+            this.begun = True
+            self.num_rounds += 1
         was_passed = given is not None and self.passed_last is given
         if not this.due_over:
             this.all_held = was_passed
             while this.due and not this.all_held:
                 entry = this.due.pop(0)
-                if entry.queued and not entry.seated:
+                if entry.queued:
                     this.seen.add(entry.arrival)
                     return entry.request
             this.due_over = True
@@ -286,7 +295,7 @@ class PlainQueue:
             for line, account in self.accounts.items()
             if line != own
             and (self.seats(line) - 1) / account.weight >= then
-            and account.counter > self.accounts[own].counter
+            and account.counter > self.accounts[own].counter + self.burst / 4
         ]
         if not over:
             return [None]
@@ -296,5 +305,5 @@ class PlainQueue:
 
     def _last_in_rank(self, line: str) -> QueuedRequest | None:
         seated = [e for e in self.live.values() if e.line == line and e.seated]
-        seated = [e for e in seated if e.delayed <= self.limit]
+        seated = [e for e in seated if e.delayed <= self.limit and e.last_round < self.num_rounds]
         return max(seated, key=lambda e: e.rank).request if seated else None
