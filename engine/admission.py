@@ -23,8 +23,9 @@ class StepDraft:
     """The step being planned; ``is_full`` says that no further request will get a seat.
 
     ``keep`` are nodes that the next waiting requests will use, once somebody has asked.
-    ``num_refused`` counts those that were matched in vain. ``needs_drain`` says that something
-    was left undone because a step is under way.
+    ``num_matched`` counts requests that were looked up in the prefix cache, ``num_refused`` those
+    for which there were no blocks. ``needs_drain`` says that something was left undone because a
+    step is under way.
     """
 
     budget: int
@@ -32,6 +33,7 @@ class StepDraft:
     keep: set[Node] | None = None
     is_full: bool = False
     num_refused: int = 0
+    num_matched: int = 0
     preempted: list[Request] = field(default_factory=list)
     needs_drain: bool = False
 
@@ -76,7 +78,6 @@ class Admission:
             return False
         if self._lease_blocks(request, step) and self._take_seat(request, victim, step):
             return True
-        step.num_refused += 1
         request.blocks.release()
         if request.slot is not None:
             request.slot.release()
@@ -137,6 +138,7 @@ class Admission:
         """Match, then take what is missing; False while others compute or bring what it needs."""
         lease, key = request.blocks, request.key
         in_host = self._cache.match(lease, key)
+        step.num_matched += 1
         if in_host and self._cache.restore(in_host, lease.tenant, step.keep or ()):
             return False
         if self._seats.prefills.is_under_way(lease, key):
@@ -144,6 +146,7 @@ class Admission:
         if not self._is_over_share(request) and self._grow(request, step):
             return True
         self._queue.passed(request)
+        step.num_refused += 1
         if self._is_over_share(request):
             return False
         made_way = False

@@ -14,6 +14,8 @@ from .prefix_key import BYTES_PER_TOKEN, token_ids_of
 from .radix_tree import Node, RadixTree
 
 NUM_FIRST_TOKENS = 32
+MAX_NAMESPACES = 1000
+"""Reported ones; there may be as many as salts that clients thought of."""
 
 
 def report_cache(cache: PrefixCache, use: CacheUse, pins: Pins, max_prefixes: int) -> CacheReport:
@@ -44,7 +46,8 @@ def _namespaces(cache: PrefixCache, use: CacheUse) -> list[NamespaceReport]:
     """The biggest first; activations of one adapter are one namespace."""
     on_device, in_host = _num_blocks_by_namespace(cache.tree)
     tokens = {namespace: (queries, hits) for namespace, queries, hits in use.items()}
-    names = sorted(on_device.keys() | tokens.keys(), key=lambda name: on_device[name], reverse=True)
+    known = dict.fromkeys([*on_device, *tokens])
+    names = heapq.nlargest(MAX_NAMESPACES, known, key=lambda name: on_device[name])
     return [
         NamespaceReport(
             adapter=name.adapter,

@@ -101,7 +101,7 @@ class CacheReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlocksStored:
-    """Full blocks became findable, or came to another tier.
+    """Full blocks became findable, or moved to another tier, which takes them out of the first.
 
     ``block_keys`` are chained digests, as ``engine.block_keys`` makes them from the tokens;
     ``parent_key`` is the key of the block before the first, None at the start of a sequence.

@@ -38,6 +38,7 @@ class CachedBlocks:
         self.pinned_of: Counter[str] = Counter()
         self._held_of: Counter[str] = Counter()
         self._cached_of: Counter[str] = Counter()
+        self._over: set[str] = set()
         self._queue = EvictionQueue(_is_device_leaf)
 
     @property
@@ -106,7 +107,7 @@ class CachedBlocks:
     def count_cached(self, node: Node, num_blocks: int) -> None:
         """Count blocks that a locked node got."""
         self.num_cached += num_blocks
-        _add(self._cached_of, node.tenant, num_blocks)
+        self._add_cached(node.tenant, num_blocks)
         _add(self._held_of, node.tenant, num_blocks)
 
     def take_off_device(self, node: Node) -> None:
@@ -122,7 +123,7 @@ class CachedBlocks:
         self.pool.give_back(block_ids)
         self.num_cached -= len(block_ids)
         self.num_evictable -= len(block_ids)
-        _add(self._cached_of, node.tenant, -len(block_ids))
+        self._add_cached(node.tenant, -len(block_ids))
 
     def make_room(self, num_blocks: int, tenant: str, keep: Collection[Node] = ()) -> bool:
         """Evict until ``num_blocks`` are free, or not at all if that is not to be had."""
@@ -137,10 +138,14 @@ class CachedBlocks:
 
     def _over_limit(self, tenant: str) -> list[str]:
         """Other tenants with more blocks than their share, cached ones included."""
-        limit = self.tenant_limit
-        return [
-            other for other, count in self._cached_of.items() if count > limit and other != tenant
-        ]
+        return [other for other in self._over if other != tenant]
+
+    def _add_cached(self, tenant: str, num_blocks: int) -> None:
+        _add(self._cached_of, tenant, num_blocks)
+        if self._cached_of[tenant] > self.tenant_limit:
+            self._over.add(tenant)
+        else:
+            self._over.discard(tenant)
 
     def _evict(self, num_blocks: int, keep: Collection[Node], tenant: str | None) -> int:
         """Free up to ``num_blocks``, least recently used leaves first, each from its tail."""

@@ -127,8 +127,9 @@ class EngineLoop:
                 torch.cuda.synchronize(self._device)
             self._meter.num_failed_steps += 1
         elif self._scheduler.cache.host is not None:
-            num_tokens = sum(chunk.num_scheduled_tokens for chunk in finished.plan.chunks)
-            self._scheduler.cache.host.policy.computed(num_tokens, finished.seconds)
+            lengths = [chunk.num_scheduled_tokens for chunk in finished.plan.chunks]
+            if sum(lengths) > 2 * lengths.count(1):  # most of it is prefill
+                self._scheduler.cache.host.policy.computed(sum(lengths), finished.seconds)
         self._meter.record(finished.seconds, finished.outputs)
 
     @torch.inference_mode()
@@ -178,7 +179,7 @@ class EngineLoop:
         return self.pins.add(target, ttl_seconds)
 
     def subscribe(self, listener: Callable[[CacheEvent], None]) -> None:
-        """Have ``listener`` told, on this thread, of all that the prefix cache stores and drops."""
+        """Have ``listener`` told, on this thread, of all that is cached now, comes and goes."""
         self._scheduler.cache.subscribe(listener)
 
     def stats(self) -> EngineStats:

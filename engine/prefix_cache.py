@@ -227,8 +227,8 @@ class PrefixCache:
         check_cache(self.blocks)
 
     def subscribe(self, listener: Callable[[CacheEvent], None]) -> None:
-        """Have ``listener`` told of every block that is stored or removed from now on."""
-        self.blocks.events.subscribe(listener)
+        """Have ``listener`` told of what is stored now, and of all that comes and goes."""
+        self.blocks.events.subscribe(listener, self.tree.nodes())
 
 
 def _can_extend(node: Node, lease: BlockLease) -> bool:

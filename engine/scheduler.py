@@ -24,8 +24,8 @@ from .seats import Seats
 from .types import FinishReason, GenerationRequest, TokenOutput
 
 PREFILL_COST, DECODE_COST, BYTES_PER_COST = 1.0, 2.0, 1 << 20
-MAX_CANDIDATES, MAX_REFUSED = 512, 32
-"""Requests that a step looks at, and those it looks up in the prefix cache in vain."""
+MAX_CANDIDATES, MAX_MATCHED, MAX_REFUSED = 512, 256, 32
+"""Requests that a step looks at, looks up in the prefix cache, and finds no blocks for."""
 
 
 class Scheduler:
@@ -186,7 +186,9 @@ class Scheduler:
     def _plan_prefills(self, step: StepDraft) -> None:
         """Spend the rest of the budget in fair order, on prefills under way and waiting ones."""
         for request in islice(self._queue.candidates(), MAX_CANDIDATES):
-            if not step.budget or step.is_full or step.num_refused == MAX_REFUSED:
+            if not step.budget or step.is_full:
+                break
+            if step.num_refused >= MAX_REFUSED or step.num_matched >= MAX_MATCHED:
                 break
             if request.status is RequestStatus.RUNNING or self._start(request, step):
                 self._plan_prefill(request, step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from .block_keys import chain_keys
 from .cache_types import BlocksRemoved, BlocksStored, CacheCleared, CacheEvent, Tier
@@ -23,9 +23,15 @@ class TreeEvents:
         self._block_bytes = block_bytes
         self._listeners: list[Listener] = []
 
-    def subscribe(self, listener: Listener) -> None:
-        """Have ``listener`` told of all that happens from now on, on the engine's thread."""
-        self._listeners.append(listener)
+    def subscribe(self, listener: Listener, held: Iterable[Node]) -> None:
+        """Tell ``listener`` what is ``held``, parents first, and then all that happens.
+
+        It is called on the engine's thread.
+        """
+        others, self._listeners = self._listeners, [listener]
+        for node in held:
+            self.stored(node, 0, "device" if node.on_device else "host")
+        self._listeners = [*others, listener]
 
     def stored(self, node: Node, first: int, tier: Tier) -> None:
         """Blocks of ``node`` from number ``first`` on came to a tier."""

@@ -72,6 +72,7 @@ class EventMachine(CacheMachine):
     def mirror_is_right(self) -> None:
         if hasattr(self, "mirror"):
             assert self.mirror.tiers == held(self.house.cache)
+            assert listen(self.house).tiers == self.mirror.tiers, "to one that comes late"
 
 
 def listen(house: CacheHouse) -> Mirror:
@@ -154,7 +155,8 @@ def test_one_that_listens_late_learns_of_what_hangs_below_a_long_path():
     last = house.begin(prompt, house.key(prompt))
     assert sum(1 for _ in last.lease.node.path()) == length
     house.compute(last, length + 1)
-    [event] = events
+    assert len(events) == length + 1, "a node each of what was there, and what came"
+    event = events[-1]
     assert [event.parent_key, *event.block_keys] == keys_of(house.key(prompt))[-2:]
 
 

@@ -7,7 +7,7 @@ import time
 from cache_house import BASE, LORA, CacheHouse
 from small_scheduler import generation, make_scheduler, step
 
-from branchline.engine import cache_use
+from branchline.engine import cache_report, cache_use
 from branchline.engine.cache_report import NUM_FIRST_TOKENS, report_cache
 from branchline.engine.cache_types import CacheReport, PrefixTarget
 from branchline.engine.cache_use import CacheUse
@@ -97,6 +97,14 @@ def test_namespaces_come_biggest_first_and_activations_are_one():
     ]
     tokens = [(n.num_query_tokens, n.num_hit_tokens) for n in got.namespaces]
     assert tokens == [(0, 0), (10, 8), (0, 0)]
+
+
+def test_of_many_namespaces_the_biggest_are_reported(monkeypatch):
+    monkeypatch.setattr(cache_report, "MAX_NAMESPACES", 2)
+    house = CacheHouse(num_usable=40)
+    for salt, num_blocks in (("a", 2), ("b", 1), ("c", 3)):
+        house.run(list(range(4 * num_blocks)), BASE._replace(salt=salt))
+    assert [namespace.num_blocks for namespace in report(house).namespaces] == [3, 2]
 
 
 def test_a_namespace_that_holds_nothing_any_more_keeps_its_hit_rate():
