@@ -104,7 +104,11 @@ def cli() -> None:
 )
 @click.option("--max-model-len", type=int, help="Tokens of prompt and answer together.")
 @click.option("--max-num-seqs", type=int, default=256, show_default=True)
-@click.option("--max-num-batched-tokens", type=int, default=2048, show_default=True)
+@click.option(
+    "--max-num-batched-tokens",
+    type=int,
+    help="Tokens in one step; longer prompts are computed in chunks.  [default: 2048, CPU: 512]",
+)
 @click.option("--block-size", type=int, default=16, show_default=True, help="Tokens a KV block.")
 @click.option("--gpu-memory-utilization", type=float, default=0.9, show_default=True)
 @click.option("--kv-cache-gb", type=float, help="KV cache size in GiB, on a CPU or a GPU.")

@@ -29,6 +29,8 @@ from .scheduler import Scheduler
 from .types import EngineInfo, SamplingParams
 from .weights import load_decoder
 
+GPU_STEP_BUDGET, CPU_STEP_BUDGET = 2048, 512
+
 Progress = Callable[[str], None]
 
 
@@ -53,14 +55,14 @@ def build_engine(config: EngineConfig, on_progress: Progress = lambda text: None
         dtype=dtype_name(dtype),
         vocab_size=model.vocab_size,
         max_model_len=max_model_len,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=min(config.max_num_seqs, step_budget(config, device)),
         block_size=config.block_size,
         num_blocks=num_usable,
         eos_token_ids=list(model.eos_token_ids),
     )
     runner = ModelRunner(decoder, num_blocks, config.block_size)
     cache = _build_cache(config, decoder, runner, on_progress)
-    limits = _limits(config, max_model_len)
+    limits = _limits(config, max_model_len, device)
     scheduler = Scheduler(cache, adapters.slots, limits, adapters.traits, model.eos_token_ids)
     # The longest request must fit beside what is pinned.
     max_pinned = num_usable - -(-max_model_len // config.block_size)
@@ -90,11 +92,17 @@ def _build_cache(
     return cache
 
 
-def _limits(config: EngineConfig, max_model_len: int) -> SchedulerLimits:
+def step_budget(config: EngineConfig, device: torch.device) -> int:
+    """Tokens that one step may compute."""
+    by_device = CPU_STEP_BUDGET if device.type == "cpu" else GPU_STEP_BUDGET
+    return config.max_num_batched_tokens or by_device
+
+
+def _limits(config: EngineConfig, max_model_len: int, device: torch.device) -> SchedulerLimits:
     return SchedulerLimits(
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=step_budget(config, device),
         max_step_rank=config.max_step_rank,
         max_queued_requests=config.max_queued_requests,
         policy=config.scheduling_policy,
@@ -171,7 +179,7 @@ def _num_blocks(config: EngineConfig, decoder: Decoder, max_model_len: int) -> i
 def run_largest_step(config: EngineConfig, decoder: Decoder, max_model_len: int) -> None:
     """Let the allocator meet its peak: a step of the whole token budget, every row sampled."""
     size = config.block_size
-    num_tokens = min(config.max_num_batched_tokens, max_model_len)
+    num_tokens = min(step_budget(config, decoder.device), max_model_len)
     num_blocks = -(-num_tokens // size) + 1
     device = decoder.device
     tokens = torch.zeros(num_tokens, dtype=torch.int64, device=device)

@@ -104,7 +104,7 @@ class Scheduler:
             request_id=request_id,
             token_ids=[],
             finish_reason="error",
-            error=f"{self.num_waiting} requests are waiting, as many as may",
+            error=f"the queue is full: {self._limits.max_queued_requests} requests may wait",
             error_kind="overloaded",
             retry_after=self._retry_after.seconds(self.num_waiting),
         )

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import click
 import yaml
 
+KEY_FLAGS = ("api_key", "tenant", "admin_key")
+"""A list of keys that came out empty by mistake must not open the server to everybody."""
+
 
 def read_defaults(command: click.Command, path: str) -> dict[str, object]:
     """The file's values by parameter name; raises UsageError naming the file and the key."""
@@ -48,6 +51,8 @@ def _as_defaults(
 
 def _as_value(where: str, parameter: click.Parameter, value: object) -> object:
     if parameter.multiple if isinstance(parameter, click.Option) else False:
+        if parameter.name in KEY_FLAGS and value in ([], {}):
+            raise click.UsageError(f"{where}: is empty; leave it out to have no key")
         return _as_values(where, value, numbers=(parameter.metavar or "").endswith("=WEIGHT"))
     if isinstance(value, dict | list):
         raise click.UsageError(f"{where}: must be a single value")

@@ -33,7 +33,7 @@ class Services:
     created: int
 
 
-def _limits_of(config: ServeConfig) -> Limits:
+def _limits_of(config: ServeConfig, num_seats: int) -> Limits:
     """The limits of a request, whose choices must find room beside each other.
 
     More of them than all seats and the queue hold would hear 429 however often they come.
@@ -41,7 +41,6 @@ def _limits_of(config: ServeConfig) -> Limits:
     engine, limits = config.engine, config.limits
     if engine.max_queued_requests is None:
         return limits
-    num_seats = min(engine.max_num_seqs, engine.max_num_batched_tokens)
     room = num_seats + engine.max_queued_requests
     return replace(
         limits,
@@ -58,7 +57,8 @@ def build_services(
     created: int,
 ) -> Services:
     """Wire the parts up around a started engine."""
-    info, limits = supervisor.info, _limits_of(config)
+    info = supervisor.info
+    limits = _limits_of(config, info.max_num_seqs)
     access = config.access
     tenants = [access.tenant(name) for name in access.tenant_names]
     metrics = ServerMetrics(catalog, lambda: supervisor.stats, tenants, config.engine.max_loras)

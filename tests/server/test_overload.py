@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from asgi_client import until
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, engine_info
 
 from branchline.server.app import create_app
 from branchline.server.tokenizer import Tokenizer
@@ -49,8 +50,8 @@ async def test_choices_that_never_have_room_beside_each_other_are_a_400(
     tokenizer: Tokenizer, errors_of: Any, stream: bool
 ) -> None:
     """Two seats and three places in the queue: a sixth choice would hear 429 for ever."""
-    engine = FakeEngine()
-    options = {"max_num_seqs": 2, "max_queued_requests": 3}
+    engine = FakeEngine(info=replace(engine_info(), max_num_seqs=2))
+    options = {"max_queued_requests": 3}
     services = make_services(tokenizer, engine, engine_options=options)
     async with make_client(create_app(services)) as client:
         for path, body, statuses in (
