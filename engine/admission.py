@@ -22,10 +22,10 @@ LOOKAHEAD = 16
 class StepDraft:
     """The step being planned; ``is_full`` says that no further request will get a seat.
 
-    ``keep`` are nodes that the next waiting requests will use, once somebody has asked.
-    ``num_matched`` counts requests that were looked up in the prefix cache, ``num_refused`` those
-    for which there were no blocks. ``needs_drain`` says that something was left undone because a
-    step is under way.
+    ``keep`` are nodes that the next waiting requests will use, once somebody has asked. ``charged``
+    are the costs of the chunks. ``num_matched`` counts requests that were looked up in the prefix
+    cache, ``num_refused`` those for which there were no blocks. ``needs_drain`` says that something
+    was left undone because a step is under way.
     """
 
     budget: int
@@ -35,6 +35,7 @@ class StepDraft:
     num_refused: int = 0
     num_matched: int = 0
     preempted: list[Request] = field(default_factory=list)
+    charged: dict[Request, float] = field(default_factory=dict)
     needs_drain: bool = False
 
 
@@ -227,6 +228,7 @@ class Admission:
                 step.budget += chunk.num_scheduled_tokens
         step.chunks = [chunk for chunk in step.chunks if chunk.request is not victim]
         step.preempted.append(victim)
+        self._queue.refund(victim, step.charged.pop(victim, 0.0))
         if victim in self._queue:
             self._queue.remove(victim)
         self._seats.leave(victim)

@@ -145,6 +145,13 @@ class FairQueue:
             tenant.turn_start += cost
         self._tenants.charge(tenant, cost, request.arrival)
 
+    def refund(self, request: Request, cost: float) -> None:
+        """Take back a charge for what was planned and then not done.
+
+        Whom it seemed to overtake stays overtaken by that much: nobody waits longer for it.
+        """
+        self._tenants.refund(self._tenant_of(request), cost)
+
     def charge_tenant(self, tenant: str, cost: float) -> None:
         """Charge a tenant for what is no request's in particular; it overtakes its whole line."""
         self._tenants.charge(self._tenants.get(self._name(tenant)), cost, math.inf)

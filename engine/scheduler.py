@@ -159,6 +159,8 @@ class Scheduler:
             request = chunk.request
             request.num_computed_tokens = chunk.end
             request.last_step = number
+            num_prompt = len(request.prompt_token_ids) - chunk.start
+            self.num_computed_prompt_tokens += max(0, min(num_prompt, chunk.num_scheduled_tokens))
             if chunk.samples:
                 request.num_pending_tokens += 1
                 self._row_of[request.request_id] = len(self._row_of)
@@ -173,15 +175,16 @@ class Scheduler:
             if not can_run_ahead(request, self._limits.max_model_len):
                 continue
             if self._admission.make_room(request, step):
-                self._add_chunk(step, request, 1)
-                self._queue.charge(request, DECODE_COST)
+                self._add_chunk(step, request, 1, DECODE_COST)
 
-    def _add_chunk(self, step: StepDraft, request: Request, num_tokens: int) -> None:
+    def _add_chunk(self, step: StepDraft, request: Request, num_tokens: int, cost: float) -> None:
         start = request.num_computed_tokens
         follows = self._row_of[request.request_id] if start >= len(request.token_ids) else None
         samples = start + num_tokens == request.num_tokens
         step.chunks.append(ScheduledChunk(request, start, num_tokens, samples, follows))
         step.budget -= num_tokens
+        step.charged[request] = cost
+        self._queue.charge(request, cost)
 
     def _plan_prefills(self, step: StepDraft) -> None:
         """Spend the rest of the budget in fair order, on prefills under way and waiting ones."""
@@ -204,9 +207,7 @@ class Scheduler:
 
     def _plan_prefill(self, request: Request, step: StepDraft) -> None:
         num_tokens = min(request.num_uncomputed_tokens, step.budget)
-        self._add_chunk(step, request, num_tokens)
-        self._queue.charge(request, num_tokens * PREFILL_COST)
-        self.num_computed_prompt_tokens += num_tokens
+        self._add_chunk(step, request, num_tokens, num_tokens * PREFILL_COST)
 
     def _start(self, request: Request, step: StepDraft) -> bool:
         if not self._admission.admit(request, step):

@@ -117,6 +117,12 @@ class Tenants:
         if tenant.is_idle:
             self._park(tenant)
 
+    def refund(self, tenant: Tenant, cost: float) -> None:
+        """Undo a charge to a tenant that has a request in line or running."""
+        assert not tenant.is_idle
+        tenant.counter -= cost / tenant.weight
+        self.served -= cost
+
     def advance(self, virtual_time: float) -> None:
         """Move the virtual time forward, never back, and forget whom it has caught up with."""
         if virtual_time > self.virtual_time:

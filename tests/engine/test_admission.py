@@ -114,3 +114,19 @@ def test_one_that_waits_for_a_slot_too_long_gets_one():
     assert slots.evictable() == ["digest-a"], "the adapter with the fewest requests made way"
     assert num_steps > 3
     assert scheduler.num_preemptions == 1
+
+
+def test_what_was_planned_and_dropped_is_not_paid_for():
+    """The first one seated is planned first, and makes way for the other in the same step."""
+    scheduler = make_scheduler(num_blocks=6, max_model_len=16)
+    scheduler.add(generation("low", num_prompt=8, priority=1, tenant="one", max_tokens=8))
+    step(scheduler)
+    scheduler.add(generation("high", num_prompt=8, priority=0, tenant="two", max_tokens=8))
+    served = 8.0
+    for cost in (2 + 8, 2):  # the second plan drops the decode of ``low``
+        plan, _ = step(scheduler)
+        served += cost
+        assert scheduler._queue._tenants.served == served
+    assert lengths(plan) == {"high": 1}
+    assert scheduler.num_preemptions == 1
+    assert scheduler.num_computed_prompt_tokens == 16
