@@ -192,7 +192,7 @@ def test_without_an_invocation_it_shares_all_with_the_base(llama: Served) -> Non
 def ten(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """Ten activated adapters of several ranks, each with an invocation of its own."""
     directory = tmp_path_factory.mktemp("ten")
-    model = make_tiny_model(directory / "model", "llama")
+    model = make_tiny_model(directory / "model", "llama", max_position_embeddings=2304)
     adapters = {
         f"skill{i}": make_adapter(
             model,
@@ -207,17 +207,17 @@ def ten(tmp_path_factory: pytest.TempPathFactory) -> Served:
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "at once"])
-@pytest.mark.parametrize("chunk", [64, 2048])
+@pytest.mark.parametrize("chunk", [256, 4096])
 def test_ten_adapters_compute_one_system_prompt_once(
     ten: Served, at_once: bool, chunk: int
 ) -> None:
-    system = words(203, 50)
+    system = words(2003, 50)
     shared = whole_blocks(len(system), BLOCK_SIZE)
     generations = [
         request(name, [*system, 201, 210 + i, *words(4, 60 + i)], name, max_tokens=8)
         for i, name in enumerate(ten.adapters)
     ]
-    loop = start(ten, max_num_batched_tokens=chunk)
+    loop = start(ten, max_num_batched_tokens=chunk, kv_cache_gb=0.05)
     answers: dict[str, Answer] = {}
     if at_once:
         answers = generate(loop, generations)
