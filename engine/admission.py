@@ -144,11 +144,12 @@ class Admission:
             return False
         if self._seats.prefills.is_under_way(lease, key):
             return False
-        if not self._is_over_share(request) and self._grow(request, step):
+        is_over_share = self._is_over_share(request)
+        if not is_over_share and self._grow(request, step):
             return True
         self._queue.passed(request)
         step.num_refused += 1
-        if self._is_over_share(request):
+        if is_over_share:
             return False
         made_way = False
         while (victim := self._block_victim(request)) is not None:

@@ -20,7 +20,7 @@ MAX_NAMESPACES = 1000
 
 def report_cache(cache: PrefixCache, use: CacheUse, pins: Pins, max_prefixes: int) -> CacheReport:
     """A report; walks the whole tree."""
-    blocks, pool, host = cache.blocks, cache.pool, cache.host
+    blocks, pool = cache.blocks, cache.pool
     return CacheReport(
         enabled=cache.enabled,
         block_size=cache.block_size,
@@ -34,8 +34,8 @@ def report_cache(cache: PrefixCache, use: CacheUse, pins: Pins, max_prefixes: in
         num_query_tokens=use.num_query_tokens,
         num_hit_tokens=use.num_hit_tokens,
         num_evicted=blocks.num_evicted,
-        num_offloaded=0 if host is None else host.num_offloaded,
-        num_restored=0 if host is None else host.num_restored,
+        num_offloaded=cache.num_offloaded,
+        num_restored=cache.num_restored,
         namespaces=_namespaces(cache, use),
         prefixes=_prefixes(cache, max_prefixes),
         pins=pins.reports(),

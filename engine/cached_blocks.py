@@ -13,6 +13,7 @@ from .blocks import BlockPool
 from .eviction import EvictionQueue
 from .host_blocks import HostBlocks
 from .radix_tree import Node, RadixTree
+from .tally import Tally
 from .tree_events import TreeEvents
 
 
@@ -36,8 +37,8 @@ class CachedBlocks:
         self.events = TreeEvents(tree.block_bytes)
         self.host = HostBlocks(num_host_blocks, self.events)
         self.pinned_of: Counter[str] = Counter()
-        self._held_of: Counter[str] = Counter()
-        self._cached_of: Counter[str] = Counter()
+        self._held_of = Tally()
+        self._cached_of = Tally()
         self._over: set[str] = set()
         self._queue = EvictionQueue(_is_device_leaf)
 
@@ -56,7 +57,7 @@ class CachedBlocks:
     def add_private(self, tenant: str, num_blocks: int) -> None:
         """Count blocks that a lease took, or gave away."""
         self.num_private += num_blocks
-        _add(self._held_of, tenant, num_blocks)
+        self._held_of.add(tenant, num_blocks)
 
     def lock(self, node: Node) -> None:
         """One more lease needs a node, and with it all above."""
@@ -67,7 +68,7 @@ class CachedBlocks:
         """Lock a node whose parents the caller has locked."""
         if node.ref_count == 0:
             self.num_evictable -= len(node.block_ids)
-            _add(self._held_of, node.tenant, len(node.block_ids))
+            self._held_of.add(node.tenant, len(node.block_ids))
         node.ref_count += 1
 
     def unlock(self, node: Node, *, used: bool = True) -> None:
@@ -84,7 +85,7 @@ class CachedBlocks:
                 self._retire(above)
 
     def _retire(self, node: Node) -> None:
-        _add(self._held_of, node.tenant, -len(node.block_ids))
+        self._held_of.add(node.tenant, -len(node.block_ids))
         self.num_evictable += len(node.block_ids)
         if node.detached:
             self.host.drop(node)
@@ -108,7 +109,7 @@ class CachedBlocks:
         """Count blocks that a locked node got."""
         self.num_cached += num_blocks
         self._add_cached(node.tenant, num_blocks)
-        _add(self._held_of, node.tenant, num_blocks)
+        self._held_of.add(node.tenant, num_blocks)
 
     def take_off_device(self, node: Node) -> None:
         """Free the device blocks of a node that nobody has locked."""
@@ -141,7 +142,7 @@ class CachedBlocks:
         return [other for other in self._over if other != tenant]
 
     def _add_cached(self, tenant: str, num_blocks: int) -> None:
-        _add(self._cached_of, tenant, num_blocks)
+        self._cached_of.add(tenant, num_blocks)
         if self._cached_of[tenant] > self.tenant_limit:
             self._over.add(tenant)
         else:
@@ -224,9 +225,3 @@ def _is_device_leaf(node: Node) -> bool:
         and not node.num_device_children
         and not node.detached
     )
-
-
-def _add(counter: Counter[str], name: str, number: int) -> None:
-    counter[name] += number
-    if not counter[name]:
-        del counter[name]

@@ -7,7 +7,6 @@ OSDI'24): the tenant that has been served least, by its weight, goes first.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -15,6 +14,7 @@ from .config import SchedulingPolicy
 from .line_walk import Round, merge_lines
 from .policy import choose_victim
 from .request import Request
+from .tally import Tally
 from .tenant_line import Ticket, ticket_of
 from .tenants import Tenant, Tenants
 
@@ -41,7 +41,7 @@ class FairQueue:
         self._tenants = Tenants(max_overtake_cost, max_burst_cost)
         self._seat_margin = max_burst_cost / 4
         self._turns: dict[str, Tenant] = {}
-        self._num_waiting_of: Counter[str] = Counter()
+        self._num_waiting_of = Tally()
         self._num_pushes = 0
         self._num_rounds = 1
         self._last_passed: Request | None = None
@@ -115,14 +115,12 @@ class FairQueue:
     def _begin_waiting(self, request: Request, ticket: Ticket) -> None:
         self._num_pushes += 1
         ticket.last_push = self._num_pushes
-        self._num_waiting_of[request.tenant] += 1
+        self._num_waiting_of.add(request.tenant)
         self.num_waiting += 1
 
     def _end_waiting(self, request: Request) -> None:
         self.num_waiting -= 1
-        self._num_waiting_of[request.tenant] -= 1
-        if not self._num_waiting_of[request.tenant]:
-            del self._num_waiting_of[request.tenant]
+        self._num_waiting_of.add(request.tenant, -1)
 
     def num_waiting_of(self, tenant: str) -> int:
         """Requests of a tenant that have no seat."""

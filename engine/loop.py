@@ -51,6 +51,7 @@ class EngineLoop:
         self._sampler = parts.sampler
         self._adapters = parts.adapters
         self._device = torch.device(info.device)
+        self._runs_ahead = depth > 0
         self._pipeline = StepPipeline(parts.scheduler, self._launch, depth)
         self._previous_token_ids: Tensor | None = None
         self._meter = StepMeter()
@@ -140,7 +141,8 @@ class EngineLoop:
         if not chunks:
             return LaunchedStep([])
         sampled = self._sampler.sample(logits, self._rows(chunks))
-        self._previous_token_ids = torch.tensor(sampled.token_ids).clamp_(0).to(self._device)
+        if self._runs_ahead:
+            self._previous_token_ids = torch.tensor(sampled.token_ids).clamp_(0).to(self._device)
         return LaunchedStep(
             [
                 SampledToken(token_id, sampled.logprobs[row], sampled.errors.get(row))
@@ -204,8 +206,8 @@ class EngineLoop:
             num_evicted_blocks=cache.blocks.num_evicted,
             num_host_blocks=cache.blocks.host.num_used,
             max_host_blocks=cache.blocks.host.num_blocks,
-            num_offloaded_blocks=0 if cache.host is None else cache.host.num_offloaded,
-            num_restored_blocks=0 if cache.host is None else cache.host.num_restored,
+            num_offloaded_blocks=cache.num_offloaded,
+            num_restored_blocks=cache.num_restored,
             num_overloaded=scheduler.num_overloaded,
             num_adapter_loads=0 if residency is None else residency.num_loads,
             last_step_seconds=meter.last_step_seconds,

@@ -85,6 +85,16 @@ class PrefixCache:
         """Use the host blocks; they need the pool's memory, which is there only by now."""
         self.host = HostTier(self.blocks, copier, policy)
 
+    @property
+    def num_offloaded(self) -> int:
+        """Blocks copied to host memory so far."""
+        return 0 if self.host is None else self.host.num_offloaded
+
+    @property
+    def num_restored(self) -> int:
+        """Blocks copied back so far."""
+        return 0 if self.host is None else self.host.num_restored
+
     def match(self, lease: BlockLease, key: PrefixKey) -> list[Node]:
         """Give an empty lease the longest beginning of ``key`` that is on the device, locked.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import islice
 
@@ -21,6 +20,7 @@ from .prefix_cache import PrefixCache
 from .request import Request, RequestStatus
 from .retry_after import RetryAfter
 from .seats import Seats
+from .tally import Tally
 from .types import FinishReason, GenerationRequest, TokenOutput
 
 PREFILL_COST, DECODE_COST, BYTES_PER_COST = 1.0, 2.0, 1 << 20
@@ -64,7 +64,7 @@ class Scheduler:
         )
         self._admission = Admission(cache, slots, self._queue, self._seats)
         self._retry_after = RetryAfter(clock)
-        self._live_adapters: Counter[str] = Counter()
+        self._live_adapters = Tally()
         self._unpaid: set[str] = set()
         self._row_of: dict[str, int] = {}
         self.needs_drain = False
@@ -96,7 +96,7 @@ class Scheduler:
         self._requests[request.request_id] = request
         self._queue.push(request)
         if request.adapter is not None:
-            self._live_adapters[request.adapter] += 1
+            self._live_adapters.add(request.adapter)
         return refused
 
     def _overloaded(self, request_id: str) -> TokenOutput:
@@ -292,9 +292,7 @@ class Scheduler:
             self._seats.leave(request)
         self._admission.ended(request)
         if request.adapter is not None:
-            self._live_adapters[request.adapter] -= 1
-            if not self._live_adapters[request.adapter]:
-                del self._live_adapters[request.adapter]
+            self._live_adapters.add(request.adapter, -1)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
         del self._requests[request.request_id]

@@ -11,6 +11,7 @@ from .fence import StepFence
 from .prefix_cache import BlockLease, PrefixCache
 from .request import Request, RequestStatus
 from .shared_prefill import SharedPrefill
+from .tally import Tally
 
 
 class Seats:
@@ -36,7 +37,7 @@ class Seats:
         self._adapters = adapters
         self._max_running = max_running
         self._max_step_rank = max_step_rank
-        self.num_by_adapter: Counter[str] = Counter()
+        self.num_by_adapter = Tally()
         self._sum_of_ranks = 0
 
     @property
@@ -57,7 +58,7 @@ class Seats:
         self._queue.activate(request)
         self.prefills.moved(request)
         if request.adapter is not None:
-            self.num_by_adapter[request.adapter] += 1
+            self.num_by_adapter.add(request.adapter)
             if self.num_by_adapter[request.adapter] == 1:
                 self._sum_of_ranks += self._adapters[request.adapter].rank
 
@@ -72,9 +73,8 @@ class Seats:
             self.fence.release(request.slot, request.last_step)
             request.slot = None
         if request.adapter is not None:
-            self.num_by_adapter[request.adapter] -= 1
+            self.num_by_adapter.add(request.adapter, -1)
             if not self.num_by_adapter[request.adapter]:
-                del self.num_by_adapter[request.adapter]
                 self._sum_of_ranks -= self._adapters[request.adapter].rank
 
     def check(self) -> None:

@@ -35,6 +35,7 @@ TORCH_FREE = (
     *("engine.cache_report", "engine.cache_use", "engine.pins", "engine.intake"),
     *(
         "engine.fence",
+        "engine.tally",
         "engine.seats",
         "engine.admission",
         "engine.adapter_wait",
