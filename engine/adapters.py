@@ -74,8 +74,6 @@ def _read(
         weights = load_adapter(path, config, shapes).as_dtype(decoder.dtype)
     except AdapterError as error:
         raise AdapterError(f"adapter {path}", str(error)) from error
-    if decoder.device.type == "cuda":
-        weights = weights.pinned()
     itemsize = decoder.dtype.itemsize
     traits = AdapterTraits.from_pages(weights.num_pages, shapes, itemsize, config.invocation_tokens)
     return weights, traits
@@ -91,4 +89,8 @@ def module_shapes(model: ModelConfig) -> ModuleShapes:
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
         fused=model.fused_projections,
+        sandwich_norms=model.sandwich_norms,
+        qk_norm=model.qk_norm,
+        vocab_size=model.vocab_size,
+        tied=model.tie_word_embeddings,
     )

@@ -15,12 +15,16 @@ class AdapterTraits:
     ``rank`` is what the version counts in a step's budget for the sum of ranks: the rank of its
     widest module group in whole pages, because a step reads whole pages (so ranks 1 to 16 count
     16, and 20 counts 32). ``num_bytes`` is its size on the device. ``invocation_tokens`` are those
-    of an activated LoRA, None for one that applies to every token.
+    of an activated LoRA, None for one that applies to every token. ``is_dense``: it brings more
+    than low-rank pairs, which apply to every token of even an activated one. ``vocab_size`` is
+    its own, None if that is the base model's.
     """
 
     rank: int
     num_bytes: int
     invocation_tokens: tuple[int, ...] | None = None
+    is_dense: bool = False
+    vocab_size: int | None = None
 
     @classmethod
     def from_pages(

@@ -1,13 +1,18 @@
-"""An adapter's weights, formatted in the pages that the bank stores."""
+"""An adapter's weights: pages of low-rank pairs for the bank, and what is dense."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from .errors import AdapterError
 from .shapes import PAGE_RANK
+
+FLOAT32_TABLES = frozenset({"embed_scale", "head_scale", "head_shift"})
+INDEX_TABLES = frozenset({"embed_token_ids", "head_token_ids"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +23,8 @@ class GroupWeights:
     b: [num_layers, num_pages, 16, out_features] with the scale folded in.
     """
 
-    a: torch.Tensor
-    b: torch.Tensor
+    a: Tensor
+    b: Tensor
 
     @property
     def num_pages(self) -> int:
@@ -28,22 +33,56 @@ class GroupWeights:
 
     def as_dtype(self, name: str, dtype: torch.dtype) -> GroupWeights:
         """The same in another dtype; raises AdapterError where a value is too large for it."""
-        if self.a.numel() and not dtype == self.a.dtype == self.b.dtype:
-            largest = max(self.a.abs().max().item(), self.b.abs().max().item())
-            if largest > torch.finfo(dtype).max:
-                raise AdapterError(name, f"holds {largest:.3g}, too large for {dtype}")
-        return GroupWeights(self.a.to(dtype), self.b.to(dtype))
+        return GroupWeights(_as_dtype(name, self.a, dtype), _as_dtype(name, self.b, dtype))
 
-    def pinned(self) -> GroupWeights:
-        """A copy in memory that a GPU copies from without waiting."""
-        return GroupWeights(self.a.pin_memory(), self.b.pin_memory())
+
+@dataclass(frozen=True, slots=True)
+class DenseWeights:
+    """What of an adapter is no pair of low rank.
+
+    ``vectors`` [layout.size] float32, by ``shapes.VectorLayout``; None if the adapter has none.
+    ``affine_groups`` are the module groups with a scale or shift of its own, ``norms`` the norms.
+
+    ``tables`` are at most these (V is the adapter's vocabulary, r its rank there, n tokens):
+
+    - ``embed`` [V, H], ``head`` [V, H]: a whole embedding or output layer of its own
+    - ``embed_a`` [V, r], ``embed_b`` [r, H]: a pair on the embedding, A transposed, scale in B
+    - ``head_a`` [r, H], ``head_b`` [r, V]: a pair on the output layer, B transposed, scale in it
+    - ``embed_scale`` [H], ``head_scale`` [V], ``head_shift`` [V] float32: as for the groups
+    - ``embed_token_ids`` [n] int64, ``embed_tokens`` [n, H]: single rows of the embedding
+    - ``head_token_ids`` [n] int64, ``head_tokens`` [n, H]: single rows of the output layer
+
+    They apply in the order: own matrix, own rows, pair, scale and shift.
+    """
+
+    vectors: Tensor | None = None
+    affine_groups: frozenset[str] = frozenset()
+    norms: frozenset[str] = frozenset()
+    tables: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all of it."""
+        vectors = 0 if self.vectors is None else self.vectors.nbytes
+        return vectors + sum(table.nbytes for table in self.tables.values())
+
+    def as_dtype(self, dtype: torch.dtype) -> DenseWeights:
+        """Tables in another dtype, but those that are float32 or ids for good."""
+        kept = FLOAT32_TABLES | INDEX_TABLES
+        tables = {
+            name: table if name in kept else _as_dtype(name, table, dtype)
+            for name, table in self.tables.items()
+        }
+        return DenseWeights(self.vectors, self.affine_groups, self.norms, tables)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterWeights:
-    """The module groups that an adapter changes, by group name."""
+    """All that an adapter brings; ``vocab_size`` None: it has the base model's tokens."""
 
     groups: dict[str, GroupWeights]
+    dense: DenseWeights | None = None
+    vocab_size: int | None = None
 
     @property
     def num_pages(self) -> dict[str, int]:
@@ -52,20 +91,25 @@ class AdapterWeights:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all pages."""
-        return sum(group.a.nbytes + group.b.nbytes for group in self.groups.values())
+        """Bytes of all pages and of what is dense."""
+        pages = sum(group.a.nbytes + group.b.nbytes for group in self.groups.values())
+        return pages + (0 if self.dense is None else self.dense.num_bytes)
 
     def as_dtype(self, dtype: torch.dtype) -> AdapterWeights:
         """The same in another dtype; raises AdapterError where a value is too large for it."""
-        return AdapterWeights(
-            {name: group.as_dtype(name, dtype) for name, group in self.groups.items()}
-        )
-
-    def pinned(self) -> AdapterWeights:
-        """A copy in memory that a GPU copies from without waiting."""
-        return AdapterWeights({name: group.pinned() for name, group in self.groups.items()})
+        groups = {name: group.as_dtype(name, dtype) for name, group in self.groups.items()}
+        dense = None if self.dense is None else self.dense.as_dtype(dtype)
+        return AdapterWeights(groups, dense, self.vocab_size)
 
 
 def pages_of_rank(rank: int) -> int:
     """Pages that hold ``rank`` ranks."""
     return -(-rank // PAGE_RANK)
+
+
+def _as_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.numel() and tensor.dtype != dtype:
+        largest = tensor.abs().max().item()
+        if largest > torch.finfo(dtype).max:
+            raise AdapterError(name, f"holds {largest:.3g}, too large for {dtype}")
+    return tensor.to(dtype)

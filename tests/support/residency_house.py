@@ -70,7 +70,7 @@ class House:
         self.host: dict[str, AdapterWeights] = {}
         for digest, ranks in RANKS.items():
             weights = random_weights(SHAPES, ranks, generator).as_dtype(dtype)
-            self.host[digest] = weights.pinned() if device == "cuda" else weights
+            self.host[digest] = weights
         num_pages = pages_for((w.num_pages for w in self.host.values()), num_slots)
         self.bank = AdapterBank(SHAPES, 2, num_pages, dtype, device, num_slots)
         self.slots = AdapterSlots(num_slots)
