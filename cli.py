@@ -1,4 +1,4 @@
-"""The one command line: ``branchline serve``, ``branchline bench``.
+"""The one command line: ``branchline serve``, ``branchline adapter``, ``branchline bench``.
 
 Everything heavy is imported by the command that needs it, so ``--help`` is quick. Errors are
 one line on stderr; the exit status is 2 for bad arguments and 1 for a failure.
@@ -140,7 +140,22 @@ def cli() -> None:
     is_flag=True,
     help="Tenants share cached prefixes: faster, but one can time what others have sent.",
 )
-@click.option("--max-loras", type=int, help="Adapters on the device at once.  [default: all]")
+@click.option("--max-loras", type=int, help="Adapters on the device at once.  [default: 256]")
+@click.option(
+    "--adapter-memory-gb",
+    type=float,
+    help="Device memory, in GiB, for the ranks of adapters.  [default: by machine]",
+)
+@click.option(
+    "--adapter-dense-gb",
+    type=float,
+    help="Device memory, in GiB, for what else adapters bring.  [default: by machine]",
+)
+@click.option(
+    "--adapter-host-gb",
+    type=float,
+    help="Host memory, in GiB, for adapters near the device.  [default: by machine]",
+)
 @click.option("--max-step-rank", type=int, help="Most ranks of adapters, summed, in one step.")
 @click.option(
     "--scheduling-policy",
@@ -205,6 +220,44 @@ def cli() -> None:
     metavar="KEY",
     help="A key for /admin; repeatable. Also BRANCHLINE_ADMIN_KEY.",
 )
+@click.option(
+    "--state-dir",
+    metavar="DIR",
+    help="Keeps adapters, versions, pins and aliases over restarts.  [default: not kept]",
+)
+@click.option(
+    "--adapter-root",
+    multiple=True,
+    metavar="DIR",
+    help="A directory that admins may load adapters from; repeatable.",
+)
+@click.option(
+    "--adapter-source",
+    multiple=True,
+    metavar="PREFIX",
+    help="https://host/path, hf:// or hf://org that admins may load from; repeatable.",
+)
+@click.option(
+    "--max-adapter-mb",
+    type=click.FloatRange(0, min_open=True),
+    default=2048.0,
+    show_default=True,
+    help="The largest adapter that is fetched or uploaded, in MiB.",
+)
+@click.option(
+    "--adapter-fetch-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds within which an adapter has to be here.",
+)
+@click.option(
+    "--adapter-versions-kept",
+    type=click.IntRange(0),
+    default=4,
+    show_default=True,
+    help="Older versions of each adapter to roll back to.",
+)
 @click.option("--chat-template", metavar="FILE", help="Instead of the model's own (Jinja).")
 @click.option(
     "--generation-config",
@@ -263,6 +316,11 @@ def serve(**options: Any) -> None:
 
 cli.add_command(
     LazyCommand("bench", ".server.bench", "bench_command", "Load a server and say how it took it.")
+)
+cli.add_command(
+    LazyCommand(
+        "adapter", ".server.adapter_cli", "adapter_command", "Adapters of a running server."
+    )
 )
 
 

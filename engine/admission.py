@@ -65,7 +65,7 @@ class Admission:
 
     def is_loading(self, request: Request) -> bool:
         """Whether all that a request waits for is its adapter's way to the device."""
-        return request.adapter is not None and self._slots.state(request.adapter) == "loading"
+        return request.adapter is not None and self._slots.is_coming(request.adapter)
 
     def admit(self, request: Request, step: StepDraft) -> bool:
         """Give a waiting request a seat, its slot and its blocks: all of them or none."""
@@ -110,7 +110,7 @@ class Admission:
             return True
         if self._slots.state(request.adapter) != "ready":
             self._adapter_wait.wait(request)
-            if self._slots.state(request.adapter) == "absent":
+            if not self._slots.is_coming(request.adapter):
                 self._queue.passed(request)
                 if self._queue.overdue(request) and not self._slots.evictable():
                     self._empty_a_slot(step)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..kernels import ops
 from ..lora.bank import AdapterBank
+from ..lora.dense_mapping import build_step_dense
 from ..lora.layers import StepLora
-from ..lora.mapping import build_mapping
+from ..lora.mapping import AdapterMapping, build_mapping
 from .blocks import SCRAP_BLOCK
 from .plan import ScheduledChunk, StepPlan
 
@@ -123,4 +124,13 @@ def _step_lora(
         slots.append(None if lease is None else lease.slot)
         segments.append(length)
     mapping = build_mapping(slots, segments, bank)
-    return None if mapping is None else StepLora(bank, mapping)
+    leases = [chunk.request.slot for chunk in chunks]
+    dense = build_step_dense(
+        [None if lease is None else lease.slot for lease in leases],
+        lengths,
+        [chunk.samples for chunk in chunks],
+        bank.dense,
+    )
+    if mapping is None and dense is None:
+        return None
+    return StepLora(bank, mapping or AdapterMapping({}), dense)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..kernels import ops
-from .adapters import load_adapters
+from .adapter_setup import open_adapters
 from .batch import StepBatch
 from .blocks import NUM_RESERVED_BLOCKS, BlockPool
 from .config import Dtype, EngineConfig
@@ -44,7 +44,7 @@ def build_engine(config: EngineConfig, on_progress: Progress = lambda text: None
     max_model_len = _max_model_len(config, model)
     on_progress(f"loading {config.model} as {dtype_name(dtype)} on {device}")
     decoder = load_decoder(Path(config.model), model, dtype, device, max_model_len)
-    adapters = load_adapters(config, decoder, on_progress)
+    adapters = open_adapters(config, decoder, on_progress)
     num_blocks = _num_blocks(config, decoder, max_model_len)
     num_usable = num_blocks - NUM_RESERVED_BLOCKS
     on_progress(f"{num_usable} KV blocks of {config.block_size} tokens")

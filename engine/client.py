@@ -8,14 +8,14 @@ import logging
 import os
 import sys
 import tempfile
-import uuid
 from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 import zmq
 import zmq.asyncio
 
-from .cache_types import CacheReport, PinReport, PrefixTarget
+from .adapter_types import AdapterEvent
+from .calls import EngineCalls
 from .config import EngineConfig
 from .errors import EngineDeadError, EngineStartError, RequestError
 from .messages import (
@@ -23,11 +23,7 @@ from .messages import (
     CallDone,
     FromEngine,
     Generate,
-    PinPrefix,
     Progress,
-    RemovePin,
-    ReportCache,
-    ResetCache,
     Start,
     Started,
     StartFailed,
@@ -39,8 +35,6 @@ from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 
 STOP_SECONDS = 10.0
 LAST_WORDS_SECONDS = 0.5
-# A call is answered between two steps; a step of a long prompt on a CPU can take seconds.
-CALL_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +51,8 @@ class EngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._queues: dict[str, asyncio.Queue[TokenOutput | None]] = {}
-        self._calls: dict[str, asyncio.Future[CallDone]] = {}
+        self.calls = EngineCalls(self._send_call)
+        self.on_adapter_event: Callable[[AdapterEvent], None] = lambda event: None
         self._info: EngineInfo | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -181,51 +176,10 @@ class EngineClient:
         if not self.dead.is_set():
             self._send(Abort(request_id))
 
-    async def report_cache(self, max_prefixes: int) -> CacheReport:
-        """The prefix cache as it stands, with the ``max_prefixes`` biggest prefixes.
-
-        This and the calls below raise EngineDeadError when the engine is or goes away, and
-        TimeoutError when it gives no answer.
-        """
-        done = await self._call(lambda call_id: ReportCache(call_id, max_prefixes))
-        assert done.report is not None
-        return done.report
-
-    async def reset_cache(self) -> int:
-        """Forget every cached prefix; the number of blocks forgotten."""
-        return (await self._call(ResetCache)).count
-
-    async def pin_prefix(self, target: PrefixTarget, ttl_seconds: float) -> PinReport:
-        """Keep a cached prefix on the device; raises RequestError for one that can't be."""
-        done = await self._call(lambda call_id: PinPrefix(call_id, target, ttl_seconds))
-        assert done.pin is not None
-        return done.pin
-
-    async def remove_pin(self, pin_id: str) -> bool:
-        """End a pin; whether there was one."""
-        return (await self._call(lambda call_id: RemovePin(call_id, pin_id))).count > 0
-
-    async def _call(self, message: Callable[[str], ToEngine]) -> CallDone:
+    def _send_call(self, message: ToEngine) -> None:
         if self.dead.is_set():
             raise EngineDeadError(self.exit_reason or "the engine is gone")
-        call_id = uuid.uuid4().hex
-        answered: asyncio.Future[CallDone] = asyncio.get_running_loop().create_future()
-        self._calls[call_id] = answered
-        try:
-            self._try_send(message(call_id))
-            async with asyncio.timeout(CALL_SECONDS):
-                done = await answered
-        finally:
-            del self._calls[call_id]
-        if done.error is not None:
-            raise RequestError(done.error_field or "request", done.error)
-        return done
-
-    def _take_answer(self, done: CallDone) -> None:
-        """Hand an answer to its caller, who may have gone."""
-        answered = self._calls.get(done.call_id)
-        if answered is not None and not answered.done():
-            answered.set_result(done)
+        self._try_send(message)
 
     def _try_send(self, message: ToEngine, request_id: str = "") -> None:
         """Send what holds a client's values; raises RequestError where they don't fit."""
@@ -243,9 +197,11 @@ class EngineClient:
         while True:
             message = self._decoder.decode(await self._socket.recv())
             if isinstance(message, CallDone):
-                self._take_answer(message)
+                self.calls.take(message)
             if isinstance(message, StepDone):
                 self.stats = message.stats
+                for event in message.adapter_events:
+                    self.on_adapter_event(event)
                 for output in message.outputs:
                     queue = self._queues.get(output.request_id)
                     if queue is not None:
@@ -273,9 +229,7 @@ class EngineClient:
         self.dead.set()
         for queue in self._queues.values():
             queue.put_nowait(None)
-        for answered in self._calls.values():
-            if not answered.done():
-                answered.set_exception(EngineDeadError(self.exit_reason))
+        self.calls.end(self.exit_reason)
 
     async def stop(self) -> None:
         """Stop the process, by force if it does not leave in time, and close the socket."""

@@ -33,8 +33,10 @@ class EngineConfig:
 
     With ``async_scheduling`` the next step is planned while the last one runs.
 
-    ``max_loras`` adapters are on the device at once (None: all), the ranks of those in one step
-    sum to ``max_step_rank`` at most. ``max_queued_requests`` None sets no limit. A request is
+    ``max_loras`` adapters are on the device at once (None: 256), as far as ``adapter_memory_gb``
+    for their ranks and ``adapter_dense_gb`` for what else they bring allow; ``adapter_host_gb`` of
+    host memory keeps copies (None: chosen by machine). The ranks of those in one step sum to
+    ``max_step_rank`` at most. ``max_queued_requests`` None sets no limit. A request is
     overtaken by at most ``max_overtake_cost`` cost units (see docs/decisions on fairness);
     ``tenant_kv_share`` of the pool is what one tenant keeps while others need it.
     """
@@ -54,6 +56,9 @@ class EngineConfig:
     kv_offload_gb: float = 0.0
     isolate_tenants: bool = True
     max_loras: int | None = None
+    adapter_memory_gb: float | None = None
+    adapter_dense_gb: float | None = None
+    adapter_host_gb: float | None = None
     max_step_rank: int | None = None
     scheduling_policy: SchedulingPolicy = "fair"
     async_scheduling: bool = False
@@ -80,6 +85,9 @@ class EngineConfig:
         ):
             value = getattr(self, name)
             _require(name, value is None or value >= 1, "at least 1")
+        for name in ("adapter_memory_gb", "adapter_dense_gb", "adapter_host_gb"):
+            value = getattr(self, name)
+            _require(name, value is None or value >= 0, "0 or more")
         _require("kv_offload_gb", self.kv_offload_gb >= 0, "0 or more")
         policies = get_args(SchedulingPolicy)
         policy_is_known = self.scheduling_policy in policies

@@ -14,6 +14,9 @@ from .prefix_key import PrefixKey
 from .request import Request
 from .types import GenerationRequest
 
+NEVER = 1 << 60
+"""Where an activated LoRA starts that is not invoked, but brings something dense."""
+
 
 @dataclass(frozen=True, slots=True)
 class Intake:
@@ -49,10 +52,12 @@ class Intake:
         key = self._key(generation.adapter, start, generation.tenant, generation.cache_salt)
         lease = BlockLease(self.cache, generation.tenant)
         request = Request.from_generation(generation, key, lease, arrival, queued_at)
-        if start is None:  # an activated LoRA that is not invoked: the base model's answer
-            request.adapter = None
-        else:
+        if start is not None:
             request.adapter_start = start
+        elif self._is_dense(generation.adapter):
+            request.adapter_start = NEVER
+        else:  # an activated LoRA that is not invoked: the base model's answer
+            request.adapter = None
         key.extend_to(request.token_ids)
         return request
 
@@ -77,9 +82,14 @@ class Intake:
         """The namespaces of a sequence: the base's, the adapter's, or one behind the other."""
         size, model = self.cache.block_size, self.cache.model
         base = Namespace(model, None, tenant if self.isolate_tenants else None, salt)
-        if adapter is None or start is None:
+        if adapter is None:
             return PrefixKey(size, base)
         if self.adapters[adapter].invocation_tokens is None:
             return PrefixKey(size, base._replace(adapter=adapter))
         own = base._replace(adapter=adapter, activation=start)
-        return PrefixKey(size, own, base, start // size)
+        if self._is_dense(adapter):  # what is dense applies before the invocation too
+            return PrefixKey(size, own)
+        return PrefixKey(size, base) if start is None else PrefixKey(size, own, base, start // size)
+
+    def _is_dense(self, adapter: str | None) -> bool:
+        return adapter is not None and self.adapters[adapter].is_dense

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .adapters import EngineAdapters
+from .adapters import EngineAdapters, Users
 from .batch import build_batch
 from .cache_report import report_cache
 from .cache_types import CacheEvent, CacheReport, PinReport, PrefixTarget
@@ -46,10 +46,10 @@ class EngineLoop:
     def __init__(self, info: EngineInfo, parts: EngineParts, depth: int = 0) -> None:
         self.info = info
         self.pins = parts.pins
+        self.adapters = parts.adapters
         self._scheduler = parts.scheduler
         self._runner = parts.runner
         self._sampler = parts.sampler
-        self._adapters = parts.adapters
         self._device = torch.device(info.device)
         self._runs_ahead = depth > 0
         self._pipeline = StepPipeline(parts.scheduler, self._launch, depth)
@@ -66,16 +66,24 @@ class EngineLoop:
             raise RequestError("seed", "must be set by the time a request reaches the engine")
         if params.max_tokens is not None and params.max_tokens < 1:
             raise RequestError("max_tokens", "must be at least 1")
-        self._check_token_ids("prompt", request.prompt_token_ids)
-        self._check_token_ids("stop_token_ids", params.stop_token_ids)
-        self._check_token_ids("logit_bias", params.logit_bias)
+        adapter = request.adapter
+        self._check_token_ids("prompt", request.prompt_token_ids, adapter)
+        self._check_token_ids("stop_token_ids", params.stop_token_ids, adapter)
+        self._check_token_ids("logit_bias", params.logit_bias, adapter)
         refused = self._scheduler.add(request)
         self._meter.num_prompt_tokens += len(request.prompt_token_ids)
         return refused
 
-    def _check_token_ids(self, field: str, ids: Collection[int]) -> None:
-        if ids and (min(ids) < 0 or max(ids) >= self.info.vocab_size):
-            raise RequestError(field, f"token ids must be in [0, {self.info.vocab_size})")
+    def _check_token_ids(self, field: str, ids: Collection[int], adapter: str | None) -> None:
+        traits = None if adapter is None else self.adapters.traits.get(adapter)
+        vocab_size = (traits.vocab_size if traits else None) or self.info.vocab_size
+        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+            raise RequestError(field, f"token ids must be in [0, {vocab_size})")
+
+    @property
+    def adapter_users(self) -> Users:
+        """Who knows the live requests of an adapter."""
+        return self._scheduler
 
     def abort(self, request_id: str) -> None:
         """End a request; its blocks are free once no step under way reads them."""
@@ -101,22 +109,25 @@ class EngineLoop:
         return outputs
 
     def tend(self) -> bool:
-        """See to copies and pins when there is no work; whether more is to be done soon."""
+        """See to copies, pins and calls when there is no work; whether more is to be done soon."""
         self.pins.expire()
         cache = self._scheduler.cache
         cache.advance()
-        return cache.host is not None and cache.host.is_busy
+        if self.adapters.is_busy:
+            self._bring_adapters()
+        return self.adapters.is_busy or (cache.host is not None and cache.host.is_busy)
 
     def _bring_adapters(self) -> list[TokenOutput]:
         """Have the adapters of the next requests brought to the device."""
-        residency = self._adapters.residency
-        if residency is None:
-            return []
-        for digest in residency.advance(self._scheduler.wanted_adapters()):
-            self._scheduler.charge_load(digest)
+        scheduler = self._scheduler
+        news = self.adapters.advance(scheduler.wanted_adapters(), scheduler)
+        for digest in news.ready:
+            scheduler.adapter_use.brought(digest)
+        for digest in news.removed:
+            scheduler.adapter_use.forget(digest)
         outputs = []
-        for digest, error in residency.failures().items():
-            outputs += self._scheduler.fail_adapter(digest, f"its adapter can't be loaded: {error}")
+        for digest, error in news.failures.items():
+            outputs += scheduler.fail_adapter(digest, f"its adapter can't be loaded: {error}")
         return outputs
 
     def _note(self, finished: FinishedStep) -> None:
@@ -135,7 +146,7 @@ class EngineLoop:
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> LaunchedStep:
-        batch = build_batch(plan, self.info.block_size, self._adapters.bank, self._device)
+        batch = build_batch(plan, self.info.block_size, self.adapters.bank, self._device)
         logits = self._runner.execute(batch, plan.zero_block_ids, self._previous_token_ids)
         chunks = plan.sampling_chunks()
         if not chunks:
@@ -177,7 +188,7 @@ class EngineLoop:
 
     def pin_prefix(self, target: PrefixTarget, ttl_seconds: float) -> PinReport:
         """Keep a cached prefix on the device; raises RequestError if that can't be."""
-        self._check_token_ids("prompt", target.prompt_token_ids)
+        self._check_token_ids("prompt", target.prompt_token_ids, target.adapter)
         return self.pins.add(target, ttl_seconds)
 
     def subscribe(self, listener: Callable[[CacheEvent], None]) -> None:
@@ -187,7 +198,7 @@ class EngineLoop:
     def stats(self) -> EngineStats:
         """Where the engine stands now."""
         scheduler, meter = self._scheduler, self._meter
-        cache, residency = scheduler.cache, self._adapters.residency
+        cache = scheduler.cache
         running, waiting = scheduler.adapters_in_use()
         return EngineStats(
             num_running=len(scheduler.running),
@@ -209,7 +220,8 @@ class EngineLoop:
             num_offloaded_blocks=cache.num_offloaded,
             num_restored_blocks=cache.num_restored,
             num_overloaded=scheduler.num_overloaded,
-            num_adapter_loads=0 if residency is None else residency.num_loads,
+            num_waiting_for_adapter=scheduler.num_waiting_for_adapter,
+            **self.adapters.stats(),
             last_step_seconds=meter.last_step_seconds,
             p99_step_seconds=meter.p99_step_seconds,
             running_adapters=running,
@@ -219,10 +231,7 @@ class EngineLoop:
     def check(self) -> None:
         """Assert the invariants of everything that is held; for tests and idle times."""
         self._scheduler.check()
-        if self._adapters.residency is not None:
-            self._adapters.residency.check()
-        elif self._adapters.bank is not None:
-            self._adapters.bank.check()
+        self.adapters.check()
 
 
 @dataclass(frozen=True, slots=True)

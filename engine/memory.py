@@ -49,7 +49,7 @@ def _stated_budget(kv_cache_gb: float, device: torch.device) -> int:
     available = machine_memory() if on_cpu else torch.cuda.mem_get_info(device)[0]
     if budget > available:
         raise EngineStartError(
-            f"kv_cache_gb: {kv_cache_gb:g} is more than the {_size(available)} there is"
+            f"kv_cache_gb: {kv_cache_gb:g} is more than the {size_text(available)} there is"
         )
     return budget
 
@@ -62,16 +62,17 @@ def host_blocks_for(kv_offload_gb: float, block_bytes: int) -> int:
     budget, available = int(kv_offload_gb * GIB), machine_memory()
     if budget > available:
         raise EngineStartError(
-            f"kv_offload_gb: {kv_offload_gb:g} is more than the {_size(available)} there is"
+            f"kv_offload_gb: {kv_offload_gb:g} is more than the {size_text(available)} there is"
         )
     if kv_offload_gb and budget < block_bytes:
         raise EngineStartError(
-            f"kv_offload_gb: {kv_offload_gb:g} is less than one block, {_size(block_bytes)}"
+            f"kv_offload_gb: {kv_offload_gb:g} is less than one block, {size_text(block_bytes)}"
         )
     return budget // block_bytes
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
+    """A number of bytes for a person."""
     unit, name = (GIB, "GiB") if num_bytes >= GIB else (MIB, "MiB")
     return f"{num_bytes / unit:.3g} {name}"
 
@@ -86,8 +87,8 @@ def num_blocks_for(budget: int, block_bytes: int, block_size: int, max_model_len
     if num_blocks < needed:
         fits = max(0, (num_blocks - NUM_RESERVED_BLOCKS) * block_size)
         raise EngineStartError(
-            f"the KV cache of {_size(budget)} holds {fits} tokens, fewer than "
-            f"max_model_len {max_model_len}, which needs {_size(needed * block_bytes)}: "
+            f"the KV cache of {size_text(budget)} holds {fits} tokens, fewer than "
+            f"max_model_len {max_model_len}, which needs {size_text(needed * block_bytes)}: "
             f"raise kv_cache_gb (or gpu_memory_utilization) or lower max_model_len"
         )
     return num_blocks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from .adapter_types import AdapterEvent, AdapterReport, FreedAdapter, PinTier
 from .cache_types import CacheReport, PinReport, PrefixTarget
 from .config import EngineConfig
 from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
@@ -55,6 +56,52 @@ class RemovePin(msgspec.Struct, tag=True, frozen=True):
     pin_id: str
 
 
+class AddAdapter(msgspec.Struct, tag=True, frozen=True):
+    """Make an adapter version known by its formatted file; answer with how it stands."""
+
+    call_id: str
+    digest: str
+    path: str
+
+
+class RemoveAdapter(msgspec.Struct, tag=True, frozen=True):
+    """Forget a version; answer with what was freed, once its last request has ended."""
+
+    call_id: str
+    digest: str
+
+
+class LoadAdapter(msgspec.Struct, tag=True, frozen=True):
+    """Bring a version to a tier; answer with how it stands when it is there."""
+
+    call_id: str
+    digest: str
+    tier: PinTier
+
+
+class EvictAdapter(msgspec.Struct, tag=True, frozen=True):
+    """Take a version off a tier; answer with how it stands."""
+
+    call_id: str
+    digest: str
+    tier: PinTier
+
+
+class PinAdapter(msgspec.Struct, tag=True, frozen=True):
+    """Keep a version in a tier; answer when it is there. None ends that."""
+
+    call_id: str
+    digest: str
+    tier: PinTier | None
+
+
+class ReportAdapters(msgspec.Struct, tag=True, frozen=True):
+    """Answer with how these versions stand; None: all."""
+
+    call_id: str
+    digests: list[str] | None = None
+
+
 class Stop(msgspec.Struct, tag=True, frozen=True):
     """Leave, now."""
 
@@ -83,21 +130,27 @@ class StepDone(msgspec.Struct, tag=True, frozen=True):
 
     outputs: list[TokenOutput]
     stats: EngineStats
+    adapter_events: list[AdapterEvent] = []
 
 
 class CallDone(msgspec.Struct, tag=True, frozen=True):
     """The answer to the call of that id; ``error_field`` and ``error`` say why there is none.
 
-    ``count`` is the number of blocks forgotten, or of pins removed.
+    ``count`` is the number of blocks forgotten, or of pins removed. ``adapters`` are the one that
+    was asked of, or all.
     """
 
     call_id: str
     report: CacheReport | None = None
     pin: PinReport | None = None
     count: int = 0
+    adapters: list[AdapterReport] = []
+    freed: FreedAdapter | None = None
     error_field: str | None = None
     error: str | None = None
 
 
-ToEngine = Start | Generate | Abort | Stop | ReportCache | ResetCache | PinPrefix | RemovePin
+CacheCall = ReportCache | ResetCache | PinPrefix | RemovePin
+AdapterCall = AddAdapter | RemoveAdapter | LoadAdapter | EvictAdapter | PinAdapter | ReportAdapters
+ToEngine = Start | Generate | Abort | Stop | CacheCall | AdapterCall
 FromEngine = Progress | Started | StartFailed | StepDone | CallDone

@@ -13,10 +13,13 @@ import msgspec
 import zmq
 
 from ..lora.errors import BranchlineError
+from .adapter_answers import answer_adapter_call, ended_calls, news_of
 from .errors import RequestError
 from .loop import EngineLoop
 from .messages import (
     Abort,
+    AdapterCall,
+    CacheCall,
     CallDone,
     FromEngine,
     Generate,
@@ -68,6 +71,7 @@ class EngineServer:
         self._send(Started(loop.info, loop.stats()))
         while not self._stopping and not self._orphaned:
             self._turn(loop)
+        loop.adapters.close()
         return 0
 
     @property
@@ -92,16 +96,27 @@ class EngineServer:
         num_steps = loop.num_steps
         outputs = loop.step() if loop.has_work else []
         stepped = loop.num_steps > num_steps
-        if stepped or outputs or self._rejected:
-            self._send(StepDone([*self._rejected, *outputs], loop.stats()))
-            self._rejected = []
+        self._tell(loop, [*self._rejected, *outputs], stepped)
+        self._rejected = []
         if loop.has_work:
             self._receive(loop, 0 if stepped else STALLED_POLL_MS)
             return
         is_busy = loop.tend()
+        self._tell(loop, [], False)
         received = self._receive(loop, STALLED_POLL_MS if is_busy else IDLE_POLL_MS)
         if not (is_busy or received) and loop.num_steps > self._num_steps_checked:
             self._check(loop)
+
+    def _tell(self, loop: EngineLoop, outputs: list[TokenOutput], stepped: bool) -> None:
+        """Send what has come of a turn, then the answers to calls that it has ended.
+
+        In this order, so that who hears that something is done finds the counts to match.
+        """
+        events, ended = news_of(loop.adapters), ended_calls(loop.adapters)
+        if stepped or outputs or events or ended:
+            self._send(StepDone(outputs, loop.stats(), events))
+        for done in ended:
+            self._send(done)
 
     def _check(self, loop: EngineLoop) -> None:
         if time.monotonic() >= self._next_check:
@@ -130,9 +145,14 @@ class EngineServer:
                 self._send(StepDone([], loop.stats()))
         elif isinstance(message, Stop):
             self._stopping = True
-        elif isinstance(message, ReportCache | ResetCache | PinPrefix | RemovePin):
+        elif isinstance(message, CacheCall):
             self._send(_answer(loop, message))
             self._send(StepDone([], loop.stats()))
+        elif isinstance(message, AdapterCall):
+            done = answer_adapter_call(loop, message)
+            if done is not None:
+                self._send(StepDone([], loop.stats(), news_of(loop.adapters)))
+                self._send(done)
 
     def _refuse(self, request_id: str, error: str) -> None:
         self._rejected.append(
@@ -160,9 +180,7 @@ def _settle_garbage() -> None:
     gc.set_threshold(50_000, 50, 1000)
 
 
-def _answer(
-    loop: EngineLoop, message: ReportCache | ResetCache | PinPrefix | RemovePin
-) -> CallDone:
+def _answer(loop: EngineLoop, message: CacheCall) -> CallDone:
     """Do what an admin asks for, between two steps."""
     try:
         match message:

@@ -51,4 +51,4 @@ class ModelRunner:
             batch.attention,
             batch.lora,
         )
-        return self._decoder.logits(hidden.index_select(0, batch.logits_indices))
+        return self._decoder.logits(hidden.index_select(0, batch.logits_indices), batch.lora)

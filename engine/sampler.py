@@ -158,7 +158,8 @@ def _report(raw: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Tenso
     last = torch.tensor([min(max(n, 1), widest) - 1 for n in counts]).to(raw.device)
     bar = raw.topk(widest, dim=1).values.gather(1, last[:, None])
     wanted = torch.tensor([n > 0 for n in counts]).to(raw.device)[:, None]
-    found = torch.nonzero((raw >= bar) & wanted, as_tuple=True)
+    # An id that a row's vocabulary does not have is at -inf, and never among the best.
+    found = torch.nonzero((raw >= bar) & wanted & (raw > -math.inf), as_tuple=True)
     parts = (logprobs.gather(1, chosen)[:, 0], ranks, *found, logprobs[found])
     return [part.to(torch.float64) for part in parts]
 

@@ -8,6 +8,7 @@ from itertools import islice
 
 from ..lora.slots import AdapterSlots
 from ..lora.traits import AdapterTraits
+from .adapter_use import AdapterUse
 from .admission import LOOKAHEAD, Admission, StepDraft
 from .cache_use import CacheUse
 from .errors import RequestError
@@ -20,7 +21,6 @@ from .prefix_cache import PrefixCache
 from .request import Request, RequestStatus
 from .retry_after import RetryAfter
 from .seats import Seats
-from .tally import Tally
 from .types import FinishReason, GenerationRequest, TokenOutput
 
 PREFILL_COST, DECODE_COST, BYTES_PER_COST = 1.0, 2.0, 1 << 20
@@ -64,8 +64,8 @@ class Scheduler:
         )
         self._admission = Admission(cache, slots, self._queue, self._seats)
         self._retry_after = RetryAfter(clock)
-        self._live_adapters = Tally()
-        self._unpaid: set[str] = set()
+        self._slots = slots
+        self.adapter_use = AdapterUse()
         self._row_of: dict[str, int] = {}
         self.needs_drain = False
         self.num_preemptions = 0
@@ -95,8 +95,7 @@ class Scheduler:
         self._num_arrivals += 1
         self._requests[request.request_id] = request
         self._queue.push(request)
-        if request.adapter is not None:
-            self._live_adapters.add(request.adapter)
+        self.adapter_use.came(request.adapter)
         return refused
 
     def _overloaded(self, request_id: str) -> TokenOutput:
@@ -123,14 +122,6 @@ class Scheduler:
             if request.adapter == adapter and request.status is RequestStatus.WAITING
         ]
         return [self._finish(request, "error", error) for request in waiting]
-
-    def charge_load(self, adapter: str) -> None:
-        """Charge an adapter's way to the device to the tenant that uses it first.
-
-        Not before that one has it: else the charge would move its request back, and another
-        adapter would be brought in its place.
-        """
-        self._unpaid.add(adapter)
 
     def wanted_adapters(self) -> list[str]:
         """Adapters of the next waiting requests, in scheduling order."""
@@ -212,8 +203,9 @@ class Scheduler:
     def _start(self, request: Request, step: StepDraft) -> bool:
         if not self._admission.admit(request, step):
             return False
-        if request.adapter in self._unpaid:
-            self._unpaid.remove(request.adapter)
+        if request.adapter is not None and self.adapter_use.take_debt(request.adapter):
+            # Not before it has its adapter: the charge would move the request back, and another
+            # adapter would be brought in its place.
             cost = self._adapters[request.adapter].num_bytes / BYTES_PER_COST
             self._queue.charge(request, cost)
         if request.queue_seconds is None:
@@ -291,8 +283,7 @@ class Scheduler:
         if request.status is RequestStatus.RUNNING:
             self._seats.leave(request)
         self._admission.ended(request)
-        if request.adapter is not None:
-            self._live_adapters.add(request.adapter, -1)
+        self.adapter_use.ended(request.adapter)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
         del self._requests[request.request_id]
@@ -317,11 +308,20 @@ class Scheduler:
         """Requests that have a seat, in the order in which they got it."""
         return self._seats.running
 
+    def num_requests_of(self, adapter: str) -> int:
+        """Live requests of an adapter, running and waiting."""
+        return self.adapter_use.num_requests(adapter)
+
+    @property
+    def num_waiting_for_adapter(self) -> int:
+        """Requests that wait, and whose adapter is not on the device."""
+        waiting = self.adapter_use.waiting(self._seats.num_by_adapter)
+        return sum(n for adapter, n in waiting.items() if self._slots.state(adapter) != "ready")
+
     def adapters_in_use(self) -> tuple[list[str], list[str]]:
         """Adapters of running requests, and of waiting ones."""
         running = self._seats.num_by_adapter
-        waiting = [a for a, number in self._live_adapters.items() if number > running[a]]
-        return sorted(running), sorted(waiting)
+        return sorted(running), sorted(self.adapter_use.waiting(running))
 
     def check(self) -> None:
         """Blocks, slots and queues agree with one another."""

@@ -122,7 +122,8 @@ class EngineStats:
 
     ``num_free_blocks`` can be had at once: unused ones, and cached ones that nobody uses now
     (``num_evictable_blocks``). ``num_cached_blocks`` are all that the prefix cache holds on the
-    device, in use or not, ``num_host_blocks`` those in host memory.
+    device, in use or not, ``num_host_blocks`` those in host memory. Adapters are counted in the
+    nearest tier that holds a copy; ``max_adapters`` can be on the device at once.
     """
 
     num_running: int = 0
@@ -145,6 +146,20 @@ class EngineStats:
     num_restored_blocks: int = 0
     num_overloaded: int = 0
     num_adapter_loads: int = 0
+    num_host_adapter_loads: int = 0
+    num_adapter_evictions: int = 0
+    num_host_adapter_evictions: int = 0
+    num_device_adapters: int = 0
+    num_host_adapters: int = 0
+    num_disk_adapters: int = 0
+    num_waiting_for_adapter: int = 0
+    adapter_device_bytes: int = 0
+    max_adapter_device_bytes: int = 0
+    adapter_dense_bytes: int = 0
+    max_adapter_dense_bytes: int = 0
+    adapter_host_bytes: int = 0
+    max_adapter_host_bytes: int = 0
+    max_adapters: int = 0
     last_step_seconds: float = 0.0
     p99_step_seconds: float = 0.0
     running_adapters: list[str] = field(default_factory=list)

@@ -32,7 +32,7 @@ def load_decoder(
     """
     with ExitStack() as stack:
         stored = open_checkpoint(Path(path), stack)
-        tied = config.tie_word_embeddings and _tie(stored)
+        tied = config.tie_word_embeddings and tie(stored)
         # Checked against parameters without memory first: a wrong config.json allocates nothing.
         planned = _Parameters(dtype, torch.device("meta"))
         _allocate(config, planned, tied)
@@ -151,7 +151,7 @@ def _layer(config: ModelConfig, parameters: _Parameters, index: int) -> LayerWei
     )
 
 
-def _tie(stored: dict[str, StoredTensor]) -> bool:
+def tie(stored: dict[str, StoredTensor]) -> bool:
     """Leave one matrix of the two; False if both are there and differ (as in transformers)."""
     if LM_HEAD in stored and EMBEDDING in stored:
         if not torch.equal(stored[LM_HEAD].read(), stored[EMBEDDING].read()):

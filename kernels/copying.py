@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,3 +109,25 @@ def copy_on_one_core(target: Tensor, source: Tensor) -> None:
     assert target.shape == source.shape, f"{target.shape} is not {source.shape}"
     as_integers = _SAME_SIZE[target.itemsize]
     np.copyto(target.view(as_integers).numpy(), source.view(as_integers).numpy())
+
+
+def host_arena(num_bytes: int, device: torch.device) -> Tensor:
+    """[num_bytes] uint8 on the CPU, from which ``device`` copies without waiting.
+
+    A GPU's is ordinary memory that is pinned in place: PyTorch's own pinned memory is rounded up
+    to a power of two. Raises RuntimeError where so much can't be pinned.
+    """
+    arena = torch.empty(num_bytes, dtype=torch.uint8)
+    if device.type == "cuda" and num_bytes:
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        status = runtime.cudaHostRegister(arena.data_ptr(), num_bytes, 0)
+        if int(status):
+            raise RuntimeError(f"{num_bytes} bytes of host memory can't be pinned: {status}")
+    return arena
+
+
+def release_host_arena(arena: Tensor, device: torch.device) -> None:
+    """Unpin what ``host_arena`` gave for ``device``; nothing copies from it any more."""
+    if device.type == "cuda" and arena.numel():
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        runtime.cudaHostUnregister(arena.data_ptr())

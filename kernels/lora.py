@@ -33,6 +33,13 @@ class Selection:
             return tensor
         return tensor.narrow(0, self.start, self.stop - self.start)
 
+    def put(self, tensor: Tensor, rows: Tensor) -> None:
+        """Write the selected rows of ``tensor``, each of which is selected once."""
+        if self.index is None:
+            self.of(tensor).copy_(rows)
+        else:
+            tensor.index_copy_(0, self.index, rows.to(tensor.dtype))
+
 
 @dataclass(frozen=True, slots=True)
 class LoraRun:

@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..kernels import ops
+from .dense import DensePool
 from .errors import AdapterError
+from .footprint import Footprint, Kept
 from .shapes import PAGE_RANK, GroupShape, ModuleShapes
 from .weights import AdapterWeights, GroupWeights
 
@@ -83,9 +85,10 @@ class GroupPool:
             if stored.is_cpu:
                 for number, page in enumerate(pages):
                     ops.copy_on_one_core(stored[:, page], given[:, number])
-            elif pages:
-                index = torch.tensor(pages, device=stored.device)
-                stored.index_copy_(1, index, given.to(stored.device, non_blocking=True))
+            else:  # piece by piece, so that nothing is allocated on the device
+                for number, page in enumerate(pages):
+                    for layer in range(stored.shape[0]):
+                        stored[layer, page].copy_(given[layer, number], non_blocking=True)
 
     def unload(self, slot: int) -> None:
         """Give a slot's pages back."""
@@ -113,10 +116,11 @@ class GroupPool:
 
 
 class AdapterBank:
-    """All adapters on the device, by slot.
+    """All adapters on the device, by slot: pages for their pairs, and a pool for what is dense.
 
     ``num_pages`` is the number of pages of each group, or one number for all of them.
     ``num_slots`` is how many adapters can be there at once; None: as many as pages.
+    ``dense_bytes`` 0: adapters that bring more than low-rank pairs find no room.
     """
 
     def __init__(
@@ -127,6 +131,7 @@ class AdapterBank:
         dtype: torch.dtype,
         device: torch.device | str,
         num_slots: int | None = None,
+        dense_bytes: int = 0,
     ) -> None:
         counts = {
             name: num_pages if isinstance(num_pages, int) else num_pages.get(name, 0)
@@ -139,6 +144,9 @@ class AdapterBank:
             name: GroupPool(shape, num_layers, counts[name], self.num_slots, dtype, self.device)
             for name, shape in shapes.groups.items()
         }
+        self.dense: DensePool | None = None
+        if dense_bytes:
+            self.dense = DensePool(dense_bytes, shapes, dtype, self.device, self.num_slots)
         self._loaded: set[int] = set()
 
     @property
@@ -146,50 +154,116 @@ class AdapterBank:
         """Slots that are not empty."""
         return frozenset(self._loaded)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pages."""
+        return sum(pool.a.nbytes + pool.b.nbytes for pool in self.pools.values())
+
+    @property
+    def num_used_bytes(self) -> int:
+        """Bytes of the pages that slots hold."""
+        return sum(
+            (pool.a.nbytes + pool.b.nbytes) // pool.num_pages * (pool.num_pages - pool.num_free)
+            for pool in self.pools.values()
+            if pool.num_pages
+        )
+
     def load(self, slot: int, weights: AdapterWeights) -> None:
         """Put an adapter in an empty slot, all of it or nothing.
 
-        Raises AdapterError when a group has too few free pages, or a value is too large for the
-        bank's dtype.
+        Raises AdapterError when there is too little room, or a value is too large for the bank's
+        dtype.
         """
         weights = weights.as_dtype(self.dtype)
-        self.reserve(slot, weights.num_pages)
+        self.reserve(slot, weights)
         self.write(slot, weights)
 
-    def reserve(self, slot: int, num_pages: Mapping[str, int]) -> None:
-        """Take the pages for an adapter that is yet to be written to an empty slot, all or none.
+    def require_possible(self, footprint: Footprint, kept: Kept) -> None:
+        """Raise AdapterError for an adapter that can't be here beside what is ``kept``."""
+        for name, count in footprint.num_pages.items():
+            pages = self.pools[name].num_pages - kept.num_pages.get(name, 0)
+            most = min(pages, MAX_PAGES_PER_ADAPTER)
+            if count > most:
+                raise AdapterError(
+                    "adapter",
+                    f"needs {count} pages of 16 ranks for {name}, at most {most} can be had "
+                    "(--adapter-memory-gb, and what is pinned)",
+                )
+        if footprint.dense is not None:
+            needed, pool = footprint.dense_bytes, self.dense
+            most = (0 if pool is None else pool.num_bytes) - kept.dense_bytes
+            if pool is None or needed > most or not pool.is_possible(footprint.dense):
+                raise AdapterError(
+                    "adapter",
+                    f"needs {needed} bytes for what is dense, at most {most} can be had "
+                    "(--adapter-dense-gb, and what is pinned)",
+                )
 
-        Raises AdapterError when a group has too few free pages.
+    def num_to_evict(self, footprint: Footprint, slots: Sequence[int]) -> int | None:
+        """How many of ``slots``, in their order, must be empty for an adapter to find room.
+
+        None if all of them would not do.
+        """
+        free = {name: pool.num_free for name, pool in self.pools.items()}
+        for number in range(len(slots) + 1):
+            if number:
+                for name, pool in self.pools.items():
+                    free[name] += len(pool.pages(slots[number - 1]))
+            has_pages = all(count <= free[name] for name, count in footprint.num_pages.items())
+            if has_pages and self._has_dense_room(footprint, slots[:number]):
+                return number
+        return None
+
+    def _has_dense_room(self, footprint: Footprint, empty: Sequence[int]) -> bool:
+        if footprint.dense is None:
+            return True
+        pool = self.dense
+        return pool is not None and pool.try_in(pool.room_without(empty), footprint.dense)
+
+    def reserve(self, slot: int, weights: AdapterWeights) -> None:
+        """Take room for an adapter that is yet to be written to an empty slot, all or nothing.
+
+        Raises AdapterError when there is too little. Only sizes are read.
         """
         assert 0 <= slot < self.num_slots, f"slot {slot} of {self.num_slots}"
         assert slot not in self._loaded, f"slot {slot} is in use"
-        for name, count in num_pages.items():
+        for name, count in weights.num_pages.items():
             if not self.pools[name].fits(count):
                 free = self.pools[name].num_free
                 raise AdapterError(name, f"needs {count} pages of 16 ranks, {free} are free")
-        for name, count in num_pages.items():
+        if weights.dense is not None:
+            if self.dense is None:
+                raise AdapterError("dense", "there is no memory for more than low-rank pairs")
+            self.dense.reserve(slot, weights.dense)
+        for name, count in weights.num_pages.items():
             self.pools[name].reserve(slot, count)
         self._loaded.add(slot)
 
     def write(self, slot: int, weights: AdapterWeights) -> int:
-        """Fill the pages of a reserved slot with weights of the bank's dtype; returns their bytes.
+        """Fill the room of a reserved slot with weights of the bank's dtype; returns their bytes.
 
         Any thread may do this while steps run: a step may read pages between those of its own
         adapters, and leaves what comes of them aside (see ``mapping.MAX_HOLES``).
         """
         for name, group in weights.groups.items():
             self.pools[name].write(slot, group)
+        if weights.dense is not None and self.dense is not None:
+            self.dense.write(slot, weights.dense)
         return weights.num_bytes
 
     def unload(self, slot: int) -> None:
-        """Empty a slot; its pages are free at once, so no launched step may still read them."""
+        """Empty a slot; its room is free at once, so no launched step may still read it."""
         assert slot in self._loaded, f"slot {slot} is empty"
         for pool in self.pools.values():
             pool.unload(slot)
+        if self.dense is not None:
+            self.dense.unload(slot)
         self._loaded.remove(slot)
 
     def check(self) -> None:
-        """Pages are conserved in every group and only loaded slots hold any."""
+        """Room is conserved everywhere and only loaded slots hold any."""
         for pool in self.pools.values():
             pool.check()
             assert all(slot in self._loaded for slot in range(self.num_slots) if pool.pages(slot))
+        if self.dense is not None:
+            self.dense.check()

@@ -1,4 +1,4 @@
-"""A linear layer whose rows may each carry a different adapter."""
+"""Linears and norms whose rows may each carry a different adapter."""
 
 from __future__ import annotations
 
@@ -8,15 +8,31 @@ import torch
 
 from ..kernels import ops
 from .bank import AdapterBank
+from .dense_mapping import StepDense
 from .mapping import AdapterMapping
 
 
 @dataclass(frozen=True, slots=True)
 class StepLora:
-    """The adapters of one step: where their weights are and which rows want them."""
+    """The adapters of one step: where their weights are and which rows want them.
+
+    ``dense`` None: none of them brings more than low-rank pairs.
+    """
 
     bank: AdapterBank
     mapping: AdapterMapping
+    dense: StepDense | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMSNorm of the base model; adapters know it by its name and layer (``NormShape``)."""
+
+    weight: torch.Tensor
+    eps: float
+    offset: float
+    name: str
+    layer: int = 0
 
 
 def project(
@@ -27,7 +43,7 @@ def project(
     group: str,
     lora: StepLora | None,
 ) -> torch.Tensor:
-    """``x @ weight.T + bias``, plus ``x @ A.T @ B`` on the rows that carry an adapter.
+    """``x @ weight.T + bias``; on an adapter's rows ``(... + x @ A.T @ B) * scale + shift``.
 
     x: [num_tokens, in_features], weight: [out_features, in_features] -> [num_tokens, out_features].
     The base GEMM runs over all rows at once and rows without an adapter are not touched again,
@@ -41,4 +57,31 @@ def project(
         pool = lora.bank.pools[group]
         hidden = ops.shrink(x, pool.a_layers[layer_index], routing)
         ops.expand(hidden, pool.b_layers[layer_index], pool.slice_sizes, routing, y)
+    dense = lora.dense
+    if dense is not None and group in dense.groups:
+        ops.scale_rows(y, *dense.pool.affine(group, layer_index), dense.vectors)
     return y
+
+
+def normalize(x: torch.Tensor, norm: Norm, lora: StepLora | None) -> torch.Tensor:
+    """RMSNorm of x [num_tokens, size] or [num_tokens, heads, size], by each row's own weights."""
+    y = ops.rms_norm(x, norm.weight, norm.eps, norm.offset)
+    _renormalize(y, x, norm, lora)
+    return y
+
+
+def add_and_normalize(
+    x: torch.Tensor, residual: torch.Tensor, norm: Norm, lora: StepLora | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(RMSNorm of x + residual, x + residual); all [num_tokens, size]."""
+    y, total = ops.fused_add_rms_norm(x, residual, norm.weight, norm.eps, norm.offset)
+    _renormalize(y, total, norm, lora)
+    return y, total
+
+
+def _renormalize(y: torch.Tensor, x: torch.Tensor, norm: Norm, lora: StepLora | None) -> None:
+    """Norm the rows again whose adapters may have norms of their own."""
+    dense = None if lora is None else lora.dense
+    if dense is not None and norm.name in dense.norms:
+        weights = dense.pool.norm(norm.name, norm.layer)
+        ops.norm_rows(y, x, weights, norm.eps, norm.offset, dense.vectors)

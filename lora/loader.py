@@ -3,103 +3,106 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .adapter import AdapterConfig
+from .base_tensors import BaseTensors, absent
+from .dense_loader import read_vectors
 from .errors import AdapterError
-from .files import WEIGHTS_FILE, weights_file
+from .peft_names import LORA_A, LORA_B, split_name
 from .shapes import PAGE_RANK, GroupShape, ModuleShapes
-from .targets import LoraTarget, match_targets
-from .weights import AdapterWeights, GroupWeights, pages_of_rank
+from .table_loader import read_tables
+from .targets import AdapterPlan, LoraTarget, plan_adapter
+from .tensor_files import AdapterTensors, open_tensors, require_finite
+from .weights import AdapterWeights, DenseWeights, GroupWeights, pages_of_rank
 
-DTYPES = ("F32", "F16", "BF16")
-MAX_HEADER_BYTES = 16 << 20
+__all__ = ["BaseTensors", "changed_modules", "load_adapter"]
 
 
-def load_adapter(path: str | Path, config: AdapterConfig, shapes: ModuleShapes) -> AdapterWeights:
-    """Read an adapter's weights into float32 pages, the scale folded into B.
+def load_adapter(
+    path: str | Path,
+    config: AdapterConfig,
+    shapes: ModuleShapes,
+    base: BaseTensors | None = None,
+    max_page_numbers: int | None = None,
+) -> AdapterWeights:
+    """Read an adapter's weights in float32: pages with the scale folded into B, and what is dense.
 
+    ``base`` gives the base's own tensors, which DoRA, biases and tables are measured against.
+    ``max_page_numbers`` bounds the numbers in its pages: one module of rank 512 is 32 pages over
+    all layers, however small its file.
     Raises AdapterError that names the file, tensor or field: for a malformed file, for a tensor
     of another dtype or shape than the configuration and the base ask for, for one that is missing
     or that nothing asks for, and for values that are not finite.
     """
-    file = weights_file(path)
-    _check_header_size(file)
-    try:
-        with safe_open(str(file), framework="pt") as tensors:
-            targets = match_targets(tensors.keys(), config, shapes)
-            for target in targets:
-                for name, shape in target.tensor_shapes.items():
-                    _check_tensor(name, shape, tensors.get_slice(name), config)
-            return _read(tensors, targets, shapes)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(WEIGHTS_FILE, f"is not a whole safetensors file: {error}") from None
-
-
-def _check_header_size(file: Path) -> None:
-    """The header is parsed in memory, so its length is judged first."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-    if size > MAX_HEADER_BYTES or size + 8 > file.stat().st_size:
-        raise AdapterError(
-            WEIGHTS_FILE, f"claims a header of {size} bytes; truncated, or not a safetensors file"
-        )
-
-
-def _check_tensor(name: str, shape: tuple[int, int], header: Any, config: AdapterConfig) -> None:
-    dtype = header.get_dtype()
-    if dtype not in DTYPES:
-        raise AdapterError(name, f"has dtype {dtype}; allowed: {', '.join(DTYPES)}")
-    if tuple(header.get_shape()) != shape:
+    base = base or absent
+    with open_tensors(path) as tensors:
+        plan = plan_adapter(tensors.shapes, config, shapes)
         patterns = " and rank_pattern" if config.rank_pattern else ""
-        raise AdapterError(
-            name,
-            f"has shape {list(header.get_shape())}; the base model and r{patterns} "
-            f"ask for {list(shape)}",
+        for name, shape in plan.tensor_shapes.items():
+            tensors.check(name, shape, f"the base model and r{patterns} ask")
+        _check_pages(plan, shapes, max_page_numbers)
+        vectors = read_vectors(tensors, plan, shapes, base)
+        tables = read_tables(tensors, plan.tables, shapes, base)
+        dense = DenseWeights(vectors.vectors, vectors.affine_groups, vectors.norms, tables)
+        resized = bool(plan.tables) and plan.tables.vocab_size != shapes.vocab_size
+        return AdapterWeights(
+            _read_groups(tensors, plan, shapes),
+            dense if dense.num_bytes else None,
+            plan.tables.vocab_size if resized else None,
         )
 
 
-def _read(tensors: Any, targets: list[LoraTarget], shapes: ModuleShapes) -> AdapterWeights:
+def changed_modules(path: str | Path) -> tuple[str, ...]:
+    """Names of the modules that an adapter's file changes, without their places, sorted."""
+    with open_tensors(path) as tensors:
+        parts = [split_name(name) for name in tensors.shapes]
+    return tuple(sorted({part[0].rpartition(".")[2] for part in parts if part is not None}))
+
+
+def _check_pages(plan: AdapterPlan, shapes: ModuleShapes, most: int | None) -> None:
+    ranks: dict[str, int] = {}
+    for target in plan.targets:
+        group = target.linear.group
+        ranks[group] = max(ranks.get(group, 0), target.rank)
+    total = sum(pages_of_rank(rank) * shapes.page_size(group) for group, rank in ranks.items())
+    if most is not None and total > most:
+        raise AdapterError(
+            "r",
+            f"its pages of 16 ranks hold {total} numbers, at most {most} can be had "
+            "(--adapter-memory-gb)",
+        )
+
+
+def _read_groups(
+    tensors: AdapterTensors, plan: AdapterPlan, shapes: ModuleShapes
+) -> dict[str, GroupWeights]:
     groups = {}
     for name, shape in shapes.groups.items():
-        of_group = [target for target in targets if target.group == name]
+        of_group = [target for target in plan.targets if target.linear.group == name]
         if of_group:
             groups[name] = _read_group(tensors, of_group, shape, shapes.num_layers)
-    return AdapterWeights(groups)
+    return groups
 
 
 def _read_group(
-    tensors: Any, targets: list[LoraTarget], shape: GroupShape, num_layers: int
+    tensors: AdapterTensors, targets: list[LoraTarget], shape: GroupShape, num_layers: int
 ) -> GroupWeights:
     """One group's pages; a fused module's A is repeated for each slice, its B split by slice."""
     num_pages = pages_of_rank(max(target.rank for target in targets))
     num_slices = len(shape.slices)
     a = torch.zeros(num_layers, num_pages, num_slices, PAGE_RANK, shape.in_features)
     b = torch.zeros(num_layers, num_pages * PAGE_RANK, shape.out_features)
-    starts = [sum(shape.slice_sizes[:index]) for index in range(num_slices)]
     for target in targets:
-        layer, rank, index = target.layer, target.rank, target.slice_index
+        linear, index = target.linear, target.linear.slice_index
         slices = slice(None) if index is None else slice(index, index + 1)
-        start = 0 if index is None else starts[index]
-        for page, ranks in enumerate(torch.split(_tensor(tensors, target.a_name), PAGE_RANK)):
-            a[layer, page, slices, : len(ranks)] = ranks
-        scaled = _tensor(tensors, target.b_name).mul_(target.scale)
-        _require_finite(target.b_name, scaled)
-        b[layer, :rank, start : start + target.out_features] = scaled.t()
+        a_ranks = tensors.read(target.name(LORA_A))
+        for page, ranks in enumerate(torch.split(a_ranks, PAGE_RANK)):
+            a[linear.layer, page, slices, : len(ranks)] = ranks
+        scaled = tensors.read(target.name(LORA_B)).mul_(target.scale)
+        require_finite(target.name(LORA_B), scaled)
+        end = linear.start + linear.out_features
+        b[linear.layer, : target.rank, linear.start : end] = scaled.t()
     b_pages = b.view(num_layers, num_pages, PAGE_RANK, shape.out_features)
     return GroupWeights(a.flatten(2, 3), b_pages)
-
-
-def _tensor(tensors: Any, name: str) -> torch.Tensor:
-    """A float32 copy of a tensor."""
-    tensor: torch.Tensor = tensors.get_tensor(name)
-    _require_finite(name, tensor)
-    return tensor.to(torch.float32, copy=True)
-
-
-def _require_finite(name: str, tensor: torch.Tensor) -> None:
-    if not tensor.isfinite().all():
-        raise AdapterError(name, "holds NaN or infinity")

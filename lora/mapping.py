@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ..kernels.ops import LoraRouting, LoraRun, LoraTiles, Selection
 from .bank import AdapterBank
+from .indices import Array, Indices, is_span, spans
+from .runs import Runs, merge_runs
 
 MIN_RUN_ROWS = 16
 """From this many rows on a run is its own GEMM; below, one over padded tiles is faster."""
@@ -28,7 +29,6 @@ MAX_PADDING = 4
 MAX_HOLES = 1.5
 """A span of pages is read in place, unused ones too, up to this multiple of those in use."""
 
-Array = np.ndarray[tuple[int], np.dtype[np.int64]]
 Pages = tuple[int, ...]
 
 
@@ -49,7 +49,7 @@ def build_mapping(
     """
     if all(slot is None for slot in segment_slots):
         return None
-    runs = _merge(segment_slots, segment_lengths)
+    runs = merge_runs(segment_slots, segment_lengths)
     num_rows = int(runs.lengths.sum())
     if num_rows == 0:
         return None
@@ -57,7 +57,7 @@ def build_mapping(
     layouts = {name: tuple(pool.pages(slot) for slot in slots) for name, pool in bank.pools.items()}
     distinct = {layout for layout in layouts.values() if any(layout)}
     capacity = sum(8 * num_rows + 2 * sum(map(len, layout)) for layout in distinct)
-    indices = _Indices(capacity, bank.device)
+    indices = Indices(capacity, bank.device)
     routings = {
         layout: _route(runs, dict(zip(slots, layout, strict=True)), indices)
         for layout in sorted(distinct)
@@ -67,62 +67,12 @@ def build_mapping(
     return AdapterMapping(groups) if groups else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Runs:
-    """Rows of one adapter side by side, in token order: [num_runs] each."""
-
-    slots: Array
-    starts: Array
-    lengths: Array
-
-    def where(self, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> _Runs:
-        return _Runs(self.slots[mask], self.starts[mask], self.lengths[mask])
-
-
-def _merge(segment_slots: Sequence[int | None], segment_lengths: Sequence[int]) -> _Runs:
-    """Neighbouring segments of one adapter become one run; base segments fall away."""
-    slots = np.array([-1 if slot is None else slot for slot in segment_slots], dtype=np.int64)
-    lengths = np.array(segment_lengths, dtype=np.int64)
-    starts = np.cumsum(lengths) - lengths
-    full = lengths > 0
-    slots, starts, lengths = slots[full], starts[full], lengths[full]
-    first = np.flatnonzero(np.diff(slots, prepend=-2))
-    if first.size:
-        lengths = np.add.reduceat(lengths, first)
-    runs = _Runs(slots[first], starts[first], lengths)
-    return runs.where(runs.slots >= 0)
-
-
-class _Indices:
-    """Index arrays of a step; for a device they are packed, and one copy takes all of them."""
-
-    def __init__(self, capacity: int, device: torch.device, packed: bool | None = None) -> None:
-        self._packed = device.type != "cpu" if packed is None else packed
-        size = capacity if self._packed else 0
-        self._host = torch.empty(size, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self._device = torch.empty(size, dtype=torch.int64, device=device)
-        self._used = 0
-
-    def put(self, array: Array) -> torch.Tensor:
-        """Where the array will be on the device after ``send``."""
-        if not self._packed:
-            return torch.from_numpy(array)
-        start, self._used = self._used, self._used + array.size
-        assert self._used <= len(self._host), "the capacity is an upper bound"
-        self._host[start : self._used] = torch.from_numpy(array)
-        return self._device[start : self._used]
-
-    def send(self) -> None:
-        if self._used:
-            self._device[: self._used].copy_(self._host[: self._used], non_blocking=True)
-
-
-def _route(runs: _Runs, pages: dict[int, Pages], indices: _Indices) -> LoraRouting:
+def _route(runs: Runs, pages: dict[int, Pages], indices: Indices) -> LoraRouting:
     held = np.array([len(pages[int(slot)]) for slot in runs.slots], dtype=np.int64)
     direct = (runs.lengths >= MIN_RUN_ROWS) | (np.count_nonzero(held) <= MAX_SHORT_RUNS)
     alone = runs.where(direct & (held > 0))
     lora_runs = tuple(
-        LoraRun(Selection(start, start + length), _select(np.array(pages[slot]), indices))
+        LoraRun(Selection(start, start + length), indices.select(np.array(pages[slot])))
         for slot, start, length in zip(
             alone.slots.tolist(), alone.starts.tolist(), alone.lengths.tolist(), strict=True
         )
@@ -134,7 +84,7 @@ def _route(runs: _Runs, pages: dict[int, Pages], indices: _Indices) -> LoraRouti
     return LoraRouting(lora_runs, tiles)
 
 
-def _tile(runs: _Runs, pages: dict[int, Pages], num_pages: int, indices: _Indices) -> LoraTiles:
+def _tile(runs: Runs, pages: dict[int, Pages], num_pages: int, indices: Indices) -> LoraTiles:
     """Tiles for the rows of adapters that have ``num_pages`` pages each."""
     slots, which = np.unique(runs.slots, return_inverse=True)
     table = np.array([pages[int(slot)] for slot in slots], dtype=np.int64)
@@ -142,10 +92,10 @@ def _tile(runs: _Runs, pages: dict[int, Pages], num_pages: int, indices: _Indice
     height, first_tile, num_tiles, selection = _lay_out(table, counts, indices)
     # Each row's tile row: its adapter's first tile, then its number among the adapter's rows.
     owner = np.repeat(which, runs.lengths)
-    tokens = _spans(runs.starts, runs.lengths)
+    tokens = spans(runs.starts, runs.lengths)
     order = np.argsort(owner, kind="stable")
     number = np.empty_like(order)
-    number[order] = _spans(np.zeros_like(counts), counts)
+    number[order] = spans(np.zeros_like(counts), counts)
     tile_rows = first_tile[owner] * height + number
     tile_tokens = np.full(num_tiles * height, tokens[0], dtype=np.int64)
     tile_tokens[tile_rows] = tokens
@@ -154,16 +104,16 @@ def _tile(runs: _Runs, pages: dict[int, Pages], num_pages: int, indices: _Indice
         height=height,
         num_pages=num_pages,
         pages=selection,
-        tile_tokens=_select(tile_tokens, indices),
-        tokens=_select(tokens, indices),
+        tile_tokens=indices.select(tile_tokens),
+        tokens=indices.select(tokens),
         tile_rows=None
-        if _is_span(tile_rows) and tile_tokens.size == tokens.size
+        if is_span(tile_rows) and tile_tokens.size == tokens.size
         else indices.put(tile_rows),
     )
 
 
 def _lay_out(
-    table: np.ndarray[tuple[int, int], np.dtype[np.int64]], counts: Array, indices: _Indices
+    table: np.ndarray[tuple[int, int], np.dtype[np.int64]], counts: Array, indices: Indices
 ) -> tuple[int, Array, int, Selection]:
     """Tile height, each adapter's first tile, the number of tiles and the pages they read.
 
@@ -184,20 +134,4 @@ def _lay_out(
         tiles_each = -(-counts // height)
     first_tile = np.cumsum(tiles_each) - tiles_each
     pages = np.repeat(table, tiles_each, axis=0).reshape(-1)
-    return height, first_tile, int(tiles_each.sum()), _select(pages, indices)
-
-
-def _spans(starts: Array, lengths: Array) -> Array:
-    """start, start + 1, ... for ``length`` numbers, of each span in turn."""
-    before = np.cumsum(lengths) - lengths
-    numbers: Array = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
-    return numbers
-
-
-def _is_span(array: Array) -> bool:
-    return bool((np.diff(array) == 1).all())
-
-
-def _select(array: Array, indices: _Indices) -> Selection:
-    first, stop = int(array[0]), int(array[-1]) + 1
-    return Selection(first, stop, None if _is_span(array) else indices.put(array))
+    return height, first_tile, int(tiles_each.sum()), indices.select(pages)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from .errors import AdapterError
+from .greedy_dual import GreedyDual
 
 SlotState = Literal["absent", "loading", "ready"]
 
@@ -34,10 +37,18 @@ class AdapterSlots:
         absent -- start_load --> loading -- finish_load --> ready
            ^                        |                         |
            +--------- drop ---------+--- drop, if unleased ---+
+
+    ``uses`` are told of every lease, so that who has to go can be chosen by them. Versions in
+    ``pinned`` stay; those in ``reading`` are on their way to host memory, and then here.
     """
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, clock: Callable[[], float] = time.time) -> None:
         self.num_slots = num_slots
+        self.uses = GreedyDual()
+        self.pinned: set[str] = set()
+        self.reading: Collection[str] = ()
+        self._clock = clock
+        self._last_used: dict[str, float] = {}
         self._free = list(range(num_slots - 1, -1, -1))
         self._registered: dict[str, None] = {}
         self._unused: set[str] = set()
@@ -58,6 +69,11 @@ class AdapterSlots:
         """Slots that no version holds."""
         return len(self._free)
 
+    @property
+    def num_ready(self) -> int:
+        """Versions that can be leased."""
+        return len(self._num_leases)
+
     def num_leases(self, digest: str) -> int:
         """Running requests that hold this version."""
         return self._num_leases.get(digest, 0)
@@ -75,6 +91,16 @@ class AdapterSlots:
     def register(self, digest: str) -> None:
         """Make a version known, absent from the device; one that is known stays as it is."""
         self._registered[digest] = None
+
+    def unregister(self, digest: str) -> None:
+        """Forget a version that is absent from the device."""
+        assert digest not in self._slots, f"{digest} has a slot"
+        self._registered.pop(digest, None)
+        self._last_used.pop(digest, None)
+
+    def last_used(self, digest: str) -> float | None:
+        """When a version was leased or given back last, by the clock; None if it never was."""
+        return self._last_used.get(digest)
 
     def add(self, digest: str) -> int:
         """Register a version that is on the device at once; the same one keeps its slot.
@@ -102,6 +128,7 @@ class AdapterSlots:
         assert self.state(digest) == "loading", f"{digest} is {self.state(digest)}"
         self._num_leases[digest] = 0
         self._unused.add(digest)
+        self.uses.use(digest)
 
     def is_unused(self, digest: str) -> bool:
         """Whether nobody has leased a version since it was loaded."""
@@ -118,8 +145,18 @@ class AdapterSlots:
         return slot
 
     def evictable(self) -> list[str]:
-        """Versions that are ready and that nobody leases, the least recently used first."""
-        return [digest for digest, num_leases in self._num_leases.items() if not num_leases]
+        """Versions that are ready, unpinned and unleased, the least recently used first."""
+        leases = self._num_leases.items()
+        return [d for d, num_leases in leases if not num_leases and d not in self.pinned]
+
+    @property
+    def unpinned(self) -> list[str]:
+        """Versions that are ready and will go some day."""
+        return [digest for digest in self._num_leases if digest not in self.pinned]
+
+    def is_coming(self, digest: str) -> bool:
+        """Whether a version is under way, from its file or to its slot."""
+        return digest in self.reading or self.state(digest) == "loading"
 
     def acquire(self, digest: str) -> SlotLease | None:
         """A hold on a version's slot, None unless it is ready."""
@@ -135,6 +172,8 @@ class AdapterSlots:
     def _use(self, digest: str, num_leases: int) -> None:
         """Change the number of leases; it is the most recently used now."""
         self._num_leases[digest] = self._num_leases.pop(digest) + num_leases
+        self._last_used[digest] = self._clock()
+        self.uses.use(digest)
 
     def check(self) -> None:
         """Free and held slots are all there are, and no lease count is negative."""
@@ -142,4 +181,5 @@ class AdapterSlots:
         assert sorted(self._free + held) == list(range(self.num_slots))
         assert self._unused <= self._num_leases.keys()
         assert self._num_leases.keys() <= self._slots.keys() <= self._registered.keys()
+        assert self._last_used.keys() <= self._registered.keys()
         assert all(count >= 0 for count in self._num_leases.values())

@@ -1,147 +1,193 @@
-"""The LoRA tensors that a base model and a configuration ask for, by PEFT's names."""
+"""What the tensors of an adapter are for: each is asked for by its configuration, or refused."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .adapter import AdapterConfig
 from .errors import AdapterError
-from .shapes import GroupShape, ModuleShapes
-
-_LORA_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
-_LAYER_MODULE = re.compile(
-    r"(?P<prefix>model|model\.language_model|language_model\.model)"
-    r"\.layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.\w+"
+from .matcher import ModuleMatcher
+from .peft_names import (
+    BASE_BIAS,
+    BIAS,
+    LORA_A,
+    LORA_B,
+    LORA_BIAS,
+    MAGNITUDE,
+    WEIGHT,
+    BaseModules,
+    Linear,
+    Norm,
+    split_name,
+    tensor_name,
 )
-_OWNERS = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
+from .shapes import ModuleShapes
+from .table_targets import TableTargets, plan_tables
 
-# Parts of names that tell which feature a tensor that is no pair of ours belongs to.
-_FEATURES = (
-    ("lora_magnitude_vector", "use_dora", "DoRA is not served yet"),
-    (".lora_B.bias", "lora_bias", "a bias on lora_B is not served yet"),
-    ("trainable_tokens", "trainable_token_indices", "trained token rows are not served yet"),
-    ("embed_tokens", "embed_tokens", "adapted embeddings are not served yet"),
-    ("lm_head", "lm_head", "an adapted output layer is not served yet"),
-    (".bias", "bias", "trained biases are not served yet"),
-)
+LEFT_OUT = "target_modules, exclude_modules or layers_to_transform leave this module out"
 
 
 @dataclass(frozen=True, slots=True)
 class LoraTarget:
-    """One LoRA pair: where it goes and what it must look like.
+    """The low-rank pair on one linear, with DoRA's magnitude or a bias on B where it has them."""
 
-    ``slice_index`` is None for a checkpoint's fused linear, which covers all slices at once.
-    """
-
-    module: str
-    group: str
-    layer: int
-    slice_index: int | None
+    linear: Linear
     rank: int
     scale: float
-    in_features: int
-    out_features: int
+    has_magnitude: bool
+    has_bias: bool
+
+    def name(self, part: str) -> str:
+        """Name of one of its tensors."""
+        return tensor_name(self.linear.path, part)
 
     @property
-    def a_name(self) -> str:
-        """Name of the tensor A, [rank, in_features]."""
-        return f"base_model.model.{self.module}.lora_A.weight"
-
-    @property
-    def b_name(self) -> str:
-        """Name of the tensor B, [out_features, rank]."""
-        return f"base_model.model.{self.module}.lora_B.weight"
-
-    @property
-    def tensor_shapes(self) -> dict[str, tuple[int, int]]:
-        """The pair's tensors and the shapes they must have."""
-        return {
-            self.a_name: (self.rank, self.in_features),
-            self.b_name: (self.out_features, self.rank),
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Its tensors and the shapes they must have."""
+        linear = self.linear
+        shapes: dict[str, tuple[int, ...]] = {
+            self.name(LORA_A): (self.rank, linear.in_features),
+            self.name(LORA_B): (linear.out_features, self.rank),
         }
+        if self.has_magnitude:
+            shapes[self.name(MAGNITUDE)] = (linear.out_features,)
+        if self.has_bias:
+            shapes[self.name(LORA_BIAS)] = (linear.out_features,)
+        return shapes
 
 
-def match_targets(
-    tensor_names: Iterable[str], config: AdapterConfig, shapes: ModuleShapes
-) -> list[LoraTarget]:
-    """The pairs that a file with these tensors holds, in the order of layers.
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """All that an adapter holds: ``biases`` (trained ones of the base) and ``norms`` by tensor."""
 
-    Raises AdapterError for a tensor that is no LoRA half of a known module, for one whose module
-    the configuration leaves out, and for one that the configuration asks for and is missing.
+    targets: list[LoraTarget]
+    biases: dict[str, Linear]
+    norms: dict[str, Norm]
+    tables: TableTargets
+
+    @property
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors that are read and the shapes they must have."""
+        shapes = dict(self.tables.tensor_shapes)
+        for target in self.targets:
+            shapes |= target.tensor_shapes
+        shapes |= {name: (linear.out_features,) for name, linear in self.biases.items()}
+        return shapes | {name: (norm.size,) for name, norm in self.norms.items()}
+
+
+def plan_adapter(
+    tensors: Mapping[str, tuple[int, ...]], config: AdapterConfig, shapes: ModuleShapes
+) -> AdapterPlan:
+    """What a file with tensors of these names and shapes holds, in the order of layers.
+
+    Raises AdapterError for a tensor of no known module, for one that the configuration leaves
+    out, for one that it asks for and is missing, and for what is not served.
     """
-    names = set(tensor_names)
-    known = {target.module: target for target in _all_targets(_prefix(names), config, shapes)}
-    for name in sorted(names):
-        _check_name(name, known, config)
-    wanted = [target for target in known.values() if config.targets(target.module)]
-    missing = [name for target in wanted for name in target.tensor_shapes if name not in names]
+    modules = BaseModules.of(shapes, tensors)
+    matcher = ModuleMatcher(config)
+    _refuse_saved_blocks(modules, matcher)
+    targets = [
+        LoraTarget(
+            linear,
+            matcher.rank_of(path),
+            matcher.scale_of(path),
+            config.use_dora,
+            config.lora_bias,
+        )
+        for path, linear in modules.linears.items()
+        if matcher.targets(path)
+    ]
+    tables = plan_tables(tensors, modules, config, matcher, shapes)
+    biases = _biases(tensors, modules, config, {target.linear.path for target in targets})
+    norms = _norms(modules, matcher)
+    plan = AdapterPlan(targets, biases, norms, tables)
+    wanted = plan.tensor_shapes
+    for name in sorted(tensors.keys() - wanted.keys() - tables.ignored):
+        _refuse_tensor(name, modules, config)
+    missing = sorted(wanted.keys() - tensors.keys())
     if missing:
         raise AdapterError(
-            missing[0], f"missing, with {len(missing) - 1} more; the configuration targets it"
+            missing[0], f"missing, with {len(missing) - 1} more; the configuration asks for it"
         )
     if not wanted:
-        raise AdapterError("target_modules", "matches no linear module of the base model")
-    return wanted
+        raise AdapterError("target_modules", "matches no module of the base model")
+    return plan
 
 
-def _prefix(names: set[str]) -> str:
-    """How this adapter's base calls the decoder; text models inside others have longer names."""
-    for name in names:
-        tensor = _LORA_TENSOR.fullmatch(name)
-        module = _LAYER_MODULE.fullmatch(tensor["module"]) if tensor else None
-        if module is not None:
-            return module["prefix"]
-    return "model"
-
-
-def _all_targets(prefix: str, config: AdapterConfig, shapes: ModuleShapes) -> list[LoraTarget]:
-    return [
-        target
-        for layer in range(shapes.num_layers)
-        for group, shape in shapes.groups.items()
-        for target in _group_targets(f"{prefix}.layers.{layer}", layer, group, shape, config)
-    ]
-
-
-def _group_targets(
-    path: str, layer: int, group: str, shape: GroupShape, config: AdapterConfig
-) -> list[LoraTarget]:
-    parts: list[tuple[str, int | None, int]] = [
-        (name, index, size) for index, (name, size) in enumerate(shape.slices)
-    ]
-    if shape.fused_name is not None:
-        parts = [(shape.fused_name, None, shape.out_features)]
-    targets = []
-    for name, index, out_features in parts:
-        module = f"{path}.{_OWNERS[group]}.{name}"
-        rank, scale = config.rank_of(module), config.scale_of(module)
-        targets.append(
-            LoraTarget(module, group, layer, index, rank, scale, shape.in_features, out_features)
-        )
-    return targets
-
-
-def _check_name(name: str, known: dict[str, LoraTarget], config: AdapterConfig) -> None:
-    tensor = _LORA_TENSOR.fullmatch(name)
-    module = tensor["module"] if tensor else None
-    if module in known:
-        if not config.targets(module):
+def _refuse_saved_blocks(modules: BaseModules, matcher: ModuleMatcher) -> None:
+    """Of whole modules only embedding, output layer and norms are served."""
+    blocks = {path.rpartition(".")[0] for path in (*modules.linears, *modules.norms)}
+    blocks |= {block.rpartition(".")[0] for block in blocks}
+    blocks |= {block.rpartition(".")[0] for block in blocks}
+    for path in sorted(blocks - {""}) + list(modules.linears):
+        if matcher.saves(path):
             raise AdapterError(
-                name,
-                "target_modules, exclude_modules or layers_to_transform leave this module out",
+                "modules_to_save",
+                f"takes in {path}; wholly trained modules are served for the embedding, the "
+                "output layer and norms only",
             )
-        return
-    for part, field, reason in _FEATURES:
-        if part in name:
-            raise AdapterError(field, f"{reason} (tensor {name})")
-    if module is None:
-        raise AdapterError(name, "is not a lora_A or lora_B weight as PEFT names them")
-    modules = sorted({target.module.rpartition(".")[2] for target in known.values()})
-    num_layers = 1 + max((target.layer for target in known.values()), default=-1)
+
+
+def _norms(modules: BaseModules, matcher: ModuleMatcher) -> dict[str, Norm]:
+    return {
+        tensor_name(path, WEIGHT): norm
+        for path, norm in modules.norms.items()
+        if matcher.saves(path)
+    }
+
+
+def _biases(
+    tensors: Mapping[str, tuple[int, ...]],
+    modules: BaseModules,
+    config: AdapterConfig,
+    targeted: set[str],
+) -> dict[str, Linear]:
+    """Those that are there; PEFT leaves the base's where one is not."""
+    if config.bias == "none":
+        return {}
+    paths = modules.linears.keys() if config.bias == "all" else targeted
+    names = {
+        tensor_name(path, BASE_BIAS if path in targeted else BIAS): modules.linears[path]
+        for path in paths
+    }
+    return {name: linear for name, linear in names.items() if name in tensors}
+
+
+def _refuse_tensor(name: str, modules: BaseModules, config: AdapterConfig) -> None:
+    """Raise AdapterError that says why nothing asks for a tensor."""
+    module, part = split_name(name) or ("", "")
+    if not module or ".lora_" in module:
+        raise AdapterError(name, "is not named as PEFT names the tensors of a LoRA adapter")
+    if part == MAGNITUDE and not config.use_dora:
+        raise AdapterError("use_dora", f"is false, but there is {name}")
+    if part == LORA_BIAS and not config.lora_bias:
+        raise AdapterError("lora_bias", f"is false, but there is {name}")
+    if module in modules.linears:
+        _refuse_part_of_linear(name, module, part, config)
+    if module in modules.norms:
+        raise AdapterError(name, "modules_to_save does not name this norm")
+    if module in (modules.embedding, modules.head):
+        raise AdapterError(
+            name,
+            "target_modules, modules_to_save or trainable_token_indices leave it out, "
+            "or the base model's embedding and output layer can not be adapted",
+        )
+    leaves = sorted({path.rpartition(".")[2] for path in modules.linears})
+    num_layers = 1 + max((linear.layer for linear in modules.linears.values()), default=-1)
     raise AdapterError(
         name,
-        f"the base model has no linear {module}; it has {num_layers} layers with "
-        + ", ".join(modules),
+        f"the base model has no {module}; it has {num_layers} layers with {', '.join(leaves)}",
     )
+
+
+def _refuse_part_of_linear(name: str, module: str, part: str, config: AdapterConfig) -> None:
+    if part in (BIAS, BASE_BIAS):
+        if config.bias == "none":
+            raise AdapterError("bias", f'is "none", but there is {name}')
+        raise AdapterError(
+            name, f'is not where PEFT reads the bias of this module with bias "{config.bias}"'
+        )
+    if part in (LORA_A, LORA_B, LORA_BIAS, MAGNITUDE):
+        raise AdapterError(name, LEFT_OUT)
+    raise AdapterError("modules_to_save", f"a wholly trained linear is not served: {module}")

@@ -49,8 +49,8 @@ class DenseWeights:
     - ``embed_a`` [V, r], ``embed_b`` [r, H]: a pair on the embedding, A transposed, scale in B
     - ``head_a`` [r, H], ``head_b`` [r, V]: a pair on the output layer, B transposed, scale in it
     - ``embed_scale`` [H], ``head_scale`` [V], ``head_shift`` [V] float32: as for the groups
-    - ``embed_token_ids`` [n] int64, ``embed_tokens`` [n, H]: single rows of the embedding
-    - ``head_token_ids`` [n] int64, ``head_tokens`` [n, H]: single rows of the output layer
+    - ``embed_token_ids`` [n] int64, ascending, ``embed_tokens`` [n, H]: rows of the embedding
+    - ``head_token_ids`` [n] int64, ascending, ``head_tokens`` [n, H]: rows of the output layer
 
     They apply in the order: own matrix, own rows, pair, scale and shift.
     """

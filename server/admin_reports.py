@@ -9,7 +9,7 @@ import msgspec
 
 from ..engine.cache_types import CacheReport, NamespaceReport, PinReport, PrefixReport
 from .access import Access
-from .adapters import Catalog
+from .catalog import Catalog
 from .tenant_meter import OTHER, TenantCounts, TenantMeter
 from .tokenizer import Tokenizer
 
@@ -48,13 +48,14 @@ class CacheView:
         fields = self._named(entry)
         del fields["first_token_ids"]
         if self._tokenizer is not None:
-            text = None if entry.salted else self._tokenizer.decode(entry.first_token_ids)
+            tokenizer = self._catalog.tokenizer_of(entry.adapter) or self._tokenizer
+            text = None if entry.salted else tokenizer.decode(entry.first_token_ids)
             fields["preview"] = text and text[:MAX_PREVIEW_CHARACTERS]
         return fields
 
     def _named(self, entry: PinReport | NamespaceReport | PrefixReport) -> Fields:
         """The entry's fields and the names that clients use for its adapter, or the base."""
-        names = [m.name for m in self._catalog.models.values() if m.digest == entry.adapter]
+        names = self._catalog.names_of(entry.adapter)
         return {**msgspec.to_builtins(entry), "models": names}
 
 

@@ -24,6 +24,9 @@ FLEET_SECRET = "x-branchline-fleet-secret"
 TENANT = "x-branchline-tenant"
 TENANT_WEIGHT = "x-branchline-tenant-weight"
 
+# Adapters belong to all tenants: these two, named as vLLM does, are an admin's.
+_ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+
 _CHALLENGE: Mapping[str, str] = {"www-authenticate": "Bearer"}
 # What a proxy adds: behind one, a client is not on this machine whatever the address says.
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
@@ -99,6 +102,11 @@ class Admission:
         if number is None:
             raise bad_field(TENANT_WEIGHT, f"must be a number from {MIN_WEIGHT} to {MAX_WEIGHT:g}")
         return Tenant(tenant.name, number)
+
+
+def is_admin_path(path: str) -> bool:
+    """Whether a path is for who has the admin key."""
+    return path == "/admin" or path.startswith("/admin/") or path in _ADMIN_PATHS
 
 
 def is_loopback(host: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from ..engine.types import TokenLogprobs
-from .adapters import ServedModel
+from .catalog import ServedModel
 from .generation import ChoiceDelta, ChoiceRequest
 from .openai import SamplingFields
 from .prompt import Prompt

@@ -8,7 +8,8 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
-from .adapters import ServedModel
+from .adapter_api import add_adapter_api
+from .adapter_bodies import BODIES, STRUCTS
 from .admin import add_admin
 from .admission import Admission
 from .chat import open_chat
@@ -17,10 +18,13 @@ from .door import Door
 from .endpoint import answer
 from .errors import install_error_handlers
 from .metrics import CONTENT_TYPE
+from .model_cards import ModelCards
 from .openai import ChatRequest, CompletionRequest
+from .paging import After, Limit
 from .pins import PinRequest
-from .schema import body_schema, install_openapi
+from .schema import answers, body_schema, install_openapi
 from .services import Services
+from .vllm_lora import add_vllm_lora
 from .wire import ModelCard, ModelList, encode
 
 _STREAM_OR_JSON: dict[int | str, dict[str, Any]] = {
@@ -44,7 +48,10 @@ def create_app(services: Services) -> FastAPI:
     _add_models(app, services)
     _add_operations(app, services)
     add_admin(app, services)
-    install_openapi(app, ChatRequest, CompletionRequest, PinRequest)
+    add_adapter_api(app, services)
+    add_vllm_lora(app, services)
+    bodies = (ChatRequest, CompletionRequest, PinRequest, *BODIES)
+    install_openapi(app, bodies, (ModelCard, ModelList, *STRUCTS))
     return app
 
 
@@ -67,27 +74,17 @@ def _add_generation(app: FastAPI, services: Services) -> None:
 
 
 def _add_models(app: FastAPI, services: Services) -> None:
-    catalog = services.catalog
+    cards = ModelCards(services)
 
-    def card(model: ServedModel) -> ModelCard:
-        return ModelCard(
-            id=model.name,
-            created=services.created,
-            owned_by="branchline",
-            root=model.root,
-            parent=None if model.digest is None else catalog.base.name,
-            max_model_len=services.sampling.max_model_len,
-        )
+    @app.get("/v1/models", responses=answers(ModelList))
+    async def list_models(limit: Limit = None, after: After = None) -> Response:
+        """Every name that may be put in ``model``, or a page of ``limit`` after ``after``."""
+        return _json(cards.page(limit, after))
 
-    @app.get("/v1/models")
-    async def list_models() -> Response:
-        """List every name that may be put in ``model``."""
-        return _json(ModelList([card(model) for model in catalog.models.values()]))
-
-    @app.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}", responses=answers(ModelCard))
     async def get_model(model: str) -> Response:
         """Describe one name."""
-        return _json(card(catalog.resolve(model)))
+        return _json(cards.get(model))
 
 
 def _add_operations(app: FastAPI, services: Services) -> None:

@@ -51,6 +51,7 @@ class Job:
     prompt: str | None
     prompt_token_ids: list[int]
     adapter: str | None
+    tokenizer: Tokenizer
     choices: Sequence[ChoiceRequest]
     outputs: dict[int, CompletionOutput] = field(default_factory=dict)
     num_cached_tokens: int | None = None
@@ -80,13 +81,13 @@ class Job:
 class BatchRun:
     """Runs jobs to their end; nothing of them stays in the engine, however it ends."""
 
-    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, jobs: Sequence[Job]) -> None:
+    def __init__(self, engine: EngineLoop, jobs: Sequence[Job]) -> None:
         self._engine = engine
         self._live: dict[str, _Choice] = {}
         for job in jobs:
             for choice in job.choices:
                 request = choice.generation
-                detokenizer = Detokenizer(tokenizer, request.prompt_token_ids, request.params)
+                detokenizer = Detokenizer(job.tokenizer, request.prompt_token_ids, request.params)
                 self._live[request.request_id] = _Choice(job, choice, detokenizer)
 
     def complete(self, on_done: Callable[[int], object]) -> None:

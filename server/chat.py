@@ -8,8 +8,8 @@ from msgspec import UNSET
 
 from ..engine.types import TokenLogprobs
 from .access import Tenant
-from .adapters import ServedModel
 from .answer import Answer, ChoiceText, shows
+from .catalog import ServedModel
 from .generation import ChoiceDelta, Terms, expand_choices
 from .logprobs import chat_logprobs
 from .openai import ChatRequest
@@ -33,8 +33,8 @@ async def open_chat(
     services: Services, body: ChatRequest, model: ServedModel, tenant: Tenant
 ) -> ChatWriter:
     """Check a chat and lay out its choices; raises ApiError for what is refused."""
-    params = with_seed(sampling_params(body, services.sampling))
-    prompt = await services.prompts.chat(body, model.chat_template)
+    params = with_seed(sampling_params(body, services.sampling.of(model)))
+    prompt = await services.prompts.chat(body, model)
     params = fit_max_tokens(
         params,
         len(prompt.token_ids),
@@ -44,7 +44,7 @@ async def open_chat(
     )
     choices = expand_choices([(prompt.token_ids, params)], model.digest, Terms.of(body, tenant))
     answer = Answer.open("chatcmpl", body, model, [prompt], choices)
-    return ChatWriter(answer, services.tokenizer)
+    return ChatWriter(answer, model.tokenizer or services.tokenizer)
 
 
 class ChatWriter:

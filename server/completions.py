@@ -8,8 +8,8 @@ from msgspec import UNSET, UnsetType
 
 from ..engine.types import TokenLogprobs
 from .access import Tenant
-from .adapters import ServedModel
 from .answer import Answer, ChoiceText, shows
+from .catalog import ServedModel
 from .errors import bad_field
 from .generation import ChoiceDelta, Terms, expand_choices
 from .logprobs import completion_logprobs
@@ -24,8 +24,10 @@ async def open_completion(
     services: Services, body: CompletionRequest, model: ServedModel, tenant: Tenant
 ) -> CompletionWriter:
     """Check a text completion and lay out its choices; raises ApiError for what is refused."""
-    params = sampling_params(body, services.sampling)
-    prompts = await services.prompts.completion(body.prompt, body.add_special_tokens is not False)
+    params = sampling_params(body, services.sampling.of(model))
+    prompts = await services.prompts.completion(
+        body.prompt, body.add_special_tokens is not False, model
+    )
     if params.n * len(prompts) > services.sampling.limits.max_sequences:
         raise bad_field(
             "n",
@@ -46,7 +48,8 @@ async def open_completion(
     pairs = [(prompt.token_ids, one) for prompt, one in zip(prompts, fitted, strict=True)]
     choices = expand_choices(pairs, model.digest, Terms.of(body, tenant))
     answer = Answer.open("cmpl", body, model, prompts, choices)
-    return CompletionWriter(answer, services.tokenizer, echo=bool(body.echo))
+    tokenizer = model.tokenizer or services.tokenizer
+    return CompletionWriter(answer, tokenizer, echo=bool(body.echo))
 
 
 class CompletionWriter:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from ..engine.config import EngineConfig
 from .access import Access, parse_access
+from .adapter_sources import SourcePolicy
 
 GenerationDefaults = Literal["auto", "none"]
 
@@ -60,7 +62,8 @@ class ServeConfig:
     ``engine.model`` is the operator's MODEL, a directory or a hub id, and ``engine.adapters``
     is still empty: ``serve`` finds the directories and reads ``adapters``.
     ``served_model_names`` are the base model's names, the first one leading.
-    ``ready_timeout`` is the N of ``/ready``.
+    ``ready_timeout`` is the N of ``/ready``. ``state_dir`` keeps adapters over restarts, None for
+    not at all; ``adapter_versions_kept`` older versions of each are kept to roll back to.
     """
 
     engine: EngineConfig
@@ -76,6 +79,9 @@ class ServeConfig:
     restart_engine: bool = False
     log_level: str = "info"
     limits: Limits = field(default_factory=Limits)
+    state_dir: str | None = None
+    sources: SourcePolicy = field(default_factory=SourcePolicy)
+    adapter_versions_kept: int = 4
 
 
 def parse_serve_options(options: Mapping[str, Any]) -> ServeConfig:
@@ -94,8 +100,23 @@ def parse_serve_options(options: Mapping[str, Any]) -> ServeConfig:
             max_body_bytes=int(given.pop("max_body_mb") * (1 << 20)),
             body_timeout=given.pop("body_timeout"),
         ),
+        sources=_source_policy(given),
         **given,
     )
+
+
+def _source_policy(given: dict[str, Any]) -> SourcePolicy:
+    """Takes what adapters may be fetched from out of ``given``."""
+    roots = [Path(root).expanduser().absolute() for root in given.pop("adapter_root")]
+    try:
+        return SourcePolicy(
+            roots=tuple(map(str, roots)),
+            prefixes=tuple(given.pop("adapter_source")),
+            max_bytes=int(given.pop("max_adapter_mb") * (1 << 20)),
+            timeout=given.pop("adapter_fetch_timeout"),
+        )
+    except ValueError as error:
+        raise ValueError(f"--adapter-source: {error}") from error
 
 
 def _check_number(flag: str, value: object) -> None:

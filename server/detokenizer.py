@@ -88,6 +88,7 @@ class Detokenizer:
         self, tokenizer: Tokenizer, prompt_token_ids: list[int], params: SamplingParams
     ) -> None:
         self._params = params
+        self._end_token_ids = frozenset() if params.ignore_eos else tokenizer.end_token_ids
         self._text = TextStream(tokenizer, prompt_token_ids, params.skip_special_tokens)
         self._stop = StopScanner(params.stop, params.include_stop_str_in_output)
         self._num_tokens = 0
@@ -116,7 +117,7 @@ class Detokenizer:
             output.token_ids,
             output.logprobs,
             output.finish_reason,
-            output.stop_token_id,
+            None if output.stop_token_id in self._end_token_ids else output.stop_token_id,
             output.num_cached_tokens,
         )
 

@@ -11,13 +11,17 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import Tenant
-from .admission import Admission
+from .adapter_leases import Lease
+from .admission import Admission, is_admin_path
 from .errors import ApiError
 from .gate import Gate
 
 REQUEST_ID = "x-request-id"
 TENANT_STATE = "tenant"
+LEASE_STATE = "leases"
 
+# What a server that shuts down no longer begins, and lets end.
+_WORK = ("POST", "PUT")
 _GOOD_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -34,22 +38,29 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        leases = scope.setdefault("state", {})[LEASE_STATE] = list[Lease]()
         headers = Headers(scope=scope)
         send = _with_request_id(send, _request_id(headers))
         try:
             guarded = self._admit(scope, headers)
-            with self._gate.enter() if guarded and scope["method"] == "POST" else nullcontext():
+            with self._gate.enter() if guarded and scope["method"] in _WORK else nullcontext():
                 await self._app(scope, receive, send)
         except ApiError as error:
             await error.response()(scope, receive, send)
+        finally:
+            for lease in leases:
+                lease.release()
 
     def _admit(self, scope: Scope, headers: Headers) -> bool:
         """Whether this is a guarded path; notes the tenant in the request's state."""
         path = scope["path"]
-        if path.startswith("/v1/"):
-            scope.setdefault("state", {})[TENANT_STATE] = self._admission.tenant(headers)
-        elif path == "/admin" or path.startswith("/admin/"):
+        if not path.isprintable():
+            # A route also fits a path with a newline behind it, which is nobody's path here.
+            raise ApiError("There is nothing at this path.", status=404, code="not_found")
+        if is_admin_path(path):
             self._admission.check_admin(headers)
+        elif path.startswith("/v1/"):
+            scope["state"][TENANT_STATE] = self._admission.tenant(headers)
         else:
             return False
         return True
@@ -60,6 +71,11 @@ def tenant_of(request: Request) -> Tenant:
     tenant = getattr(request.state, TENANT_STATE)
     assert isinstance(tenant, Tenant)
     return tenant
+
+
+def keep_lease(request: Request, lease: Lease) -> None:
+    """Have the door release a lease when the response is over, streams to their last byte."""
+    getattr(request.state, LEASE_STATE).append(lease)
 
 
 def _request_id(headers: Headers) -> str:

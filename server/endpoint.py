@@ -10,12 +10,13 @@ from fastapi import Request
 from starlette.responses import Response
 
 from .access import Tenant
-from .adapters import ServedModel
 from .answer import Writer, collect, stream
 from .body import parse_body, read_body
-from .door import tenant_of
+from .catalog import ServedModel
+from .door import keep_lease, tenant_of
 from .errors import ApiError, bad_field, to_api_error
 from .openai import ChatRequest, SamplingFields
+from .request_key import request_key
 from .services import Services
 from .stream import CLIENT_LEFT_STATUS, ClientLeft, start_stream, while_connected
 from .wire import encode
@@ -29,12 +30,14 @@ async def answer(
 ) -> Response:
     """Answer one request; whatever fails before the first byte is a shaped error."""
     arrival = time.perf_counter()
-    tenant = tenant_of(request)
+    tenant, catalog = tenant_of(request), services.catalog
     model: ServedModel | None = None
     try:
         raw = await read_body(request, services.config.limits)
         body = parse_body(body_type, raw)
-        model = services.catalog.resolve(body.model)
+        key = request_key(request, body, raw, tenant) if catalog.is_alias(body.model) else None
+        model = catalog.resolve(body.model, key)
+        keep_lease(request, catalog.lease(model))
         if body.stream_options is not None and not body.stream:
             raise bad_field("stream_options", "needs stream to be true")
         writer = await open_writer(services, body, model, tenant)
@@ -61,7 +64,7 @@ def _in_words_of(body_type: type[SamplingFields], error: ApiError) -> ApiError:
 async def _respond(
     request: Request, services: Services, writer: Writer, streaming: bool, arrival: float
 ) -> Response:
-    deltas = services.generator.run(writer.answer.choices, writer.answer.model.name, arrival)
+    deltas = services.generator.run(writer.answer.choices, writer.answer.model, arrival)
     if streaming:
         return await start_stream(request, stream(deltas, writer))
     whole = await while_connected(request, collect(deltas, writer))

@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..engine.types import EngineStats
-from .adapters import Catalog
 
 Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
 
-_BLOCK_LABELS = ("model_name", "tier", "state")
+State = tuple[str, str]
+"""A tier and a state of what it holds."""
+
+
+class InFlight:
+    """Requests being generated now, by the name they came under and the digest that answers."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str | None]] = Counter()
+
+    @contextmanager
+    def mark(self, name: str, digest: str | None) -> Iterator[None]:
+        """Count one request while the context lasts."""
+        self._counts[name, digest] += 1
+        try:
+            yield
+        finally:
+            self._counts[name, digest] -= 1
+            if not self._counts[name, digest]:  # names come and go
+                del self._counts[name, digest]
+
+    def total(self) -> int:
+        """All of them."""
+        return self._counts.total()
+
+    def names_of(self, digests: Iterable[str]) -> list[str]:
+        """Names that these versions answer under now; one may answer under several."""
+        busy = frozenset(digests)
+        return sorted({name for name, digest in self._counts if digest in busy})
 
 
 class EngineCollector(Collector):
-    """Reads the engine's latest snapshot whenever metrics are scraped.
-
-    ``max_loras`` adapters are on the device at once, None for all.
-    """
+    """Reads the engine's latest snapshot whenever metrics are scraped."""
 
     def __init__(
-        self,
-        catalog: Catalog,
-        stats: Callable[[], EngineStats],
-        in_flight: Mapping[str, int],
-        max_loras: int | None,
+        self, model_name: str, stats: Callable[[], EngineStats], in_flight: InFlight
     ) -> None:
-        self._catalog = catalog
-        num_adapters = len(catalog.sources)
-        self._max_loras = num_adapters if max_loras is None else min(max_loras, num_adapters)
+        self._model_name = model_name
         self._stats = stats
         self._in_flight = in_flight
 
@@ -44,36 +64,48 @@ class EngineCollector(Collector):
             ("vllm:num_requests_running", "In the batch now.", stats.num_running),
             ("vllm:num_requests_waiting", "Waiting for a place.", stats.num_waiting),
             ("vllm:kv_cache_usage_perc", "Share of KV blocks that can't be had, 0 to 1.", used),
+            (
+                "branchline:requests_waiting_for_adapter",
+                "Waiting for their adapter to come to the device.",
+                stats.num_waiting_for_adapter,
+            ),
         )
         for name, documentation, value in gauges:
             yield self._family(GaugeMetricFamily, name, documentation, value)
         for name, documentation, value in _counters(stats):
             yield self._family(CounterMetricFamily, name, documentation, value)
-        yield self._blocks(stats)
+        yield self._by_state("branchline:kv_blocks", "KV blocks by tier and state.", _blocks(stats))
+        yield self._adapters(stats)
+        yield self._by_state(
+            "branchline:adapter_memory_bytes",
+            "Memory for adapters by tier and state; dense is the device's second pool.",
+            _adapter_bytes(stats),
+        )
         yield self._lora_info(stats)
 
     def _family(self, kind: type[Family], name: str, documentation: str, value: float) -> Family:
         family = kind(name, documentation, labels=["model_name"])
-        family.add_metric([self._catalog.base.name], value)
+        family.add_metric([self._model_name], value)
         return family
 
-    def _blocks(self, stats: EngineStats) -> Metric:
-        """Every block of a tier in one state, so that the states of a tier sum to its size."""
-        family = GaugeMetricFamily(
-            "branchline:kv_blocks", "KV blocks by tier and state.", labels=_BLOCK_LABELS
-        )
-        num_held = stats.num_blocks - stats.num_free_blocks
-        num_pinned = min(stats.num_pinned_blocks, num_held)
-        states = {
-            ("device", "free"): stats.num_free_blocks - stats.num_evictable_blocks,
-            ("device", "cached"): stats.num_evictable_blocks,
-            ("device", "pinned"): num_pinned,
-            ("device", "in_use"): num_held - num_pinned,
-            ("host", "free"): stats.max_host_blocks - stats.num_host_blocks,
-            ("host", "cached"): stats.num_host_blocks,
-        }
+    def _by_state(self, name: str, documentation: str, states: Mapping[State, int]) -> Metric:
+        """A gauge whose states sum to a tier's size."""
+        labels = ["model_name", "tier", "state"]
+        family = GaugeMetricFamily(name, documentation, labels=labels)
         for (tier, state), number in states.items():
-            family.add_metric([self._catalog.base.name, tier, state], number)
+            family.add_metric([self._model_name, tier, state], number)
+        return family
+
+    def _adapters(self, stats: EngineStats) -> Metric:
+        """Every adapter once, so that the tiers sum to all that are registered."""
+        family = GaugeMetricFamily(
+            "branchline:adapters",
+            "Adapters by the nearest tier that holds their weights.",
+            labels=["model_name", "tier"],
+        )
+        family.add_metric([self._model_name, "device"], stats.num_device_adapters)
+        family.add_metric([self._model_name, "host"], stats.num_host_adapters)
+        family.add_metric([self._model_name, "disk"], stats.num_disk_adapters)
         return family
 
     def _lora_info(self, stats: EngineStats) -> Metric:
@@ -85,22 +117,39 @@ class EngineCollector(Collector):
         )
         family.add_metric(
             [
-                str(self._max_loras),
-                ",".join(self._names(stats.waiting_adapters)),
-                ",".join(self._names(stats.running_adapters)),
+                str(stats.max_adapters),
+                ",".join(self._in_flight.names_of(stats.waiting_adapters)),
+                ",".join(self._in_flight.names_of(stats.running_adapters)),
             ],
             time.time(),
         )
         return family
 
-    def _names(self, digests: list[str]) -> list[str]:
-        """Names in use now; a digest has several when equal bytes go by several names."""
-        busy = frozenset(digests)
-        return sorted(
-            model.name
-            for model in self._catalog.models.values()
-            if model.digest in busy and self._in_flight.get(model.name, 0) > 0
-        )
+
+def _blocks(stats: EngineStats) -> dict[State, int]:
+    num_held = stats.num_blocks - stats.num_free_blocks
+    num_pinned = min(stats.num_pinned_blocks, num_held)
+    return {
+        ("device", "free"): stats.num_free_blocks - stats.num_evictable_blocks,
+        ("device", "cached"): stats.num_evictable_blocks,
+        ("device", "pinned"): num_pinned,
+        ("device", "in_use"): num_held - num_pinned,
+        ("host", "free"): stats.max_host_blocks - stats.num_host_blocks,
+        ("host", "cached"): stats.num_host_blocks,
+    }
+
+
+def _adapter_bytes(stats: EngineStats) -> dict[State, int]:
+    pools = {
+        "device": (stats.adapter_device_bytes, stats.max_adapter_device_bytes),
+        "dense": (stats.adapter_dense_bytes, stats.max_adapter_dense_bytes),
+        "host": (stats.adapter_host_bytes, stats.max_adapter_host_bytes),
+    }
+    return {
+        (tier, state): number
+        for tier, (used, size) in pools.items()
+        for state, number in (("used", used), ("free", size - used))
+    }
 
 
 def _counters(stats: EngineStats) -> tuple[tuple[str, str, int], ...]:

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..engine.errors import EngineDeadError, RequestError
-from ..lora.errors import BranchlineError
+from ..lora.errors import AdapterError, BranchlineError
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,8 @@ def to_api_error(error: Exception) -> ApiError:
     """Any exception as what the client gets to see; what is unexpected keeps its details here."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, AdapterError):
+        return bad_field(error.field, error.message, code="adapter_refused")
     if isinstance(error, RequestError):
         return bad_field(error.field, error.message)
     if isinstance(error, EngineDeadError):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ..engine.types import GenerationRequest, SamplingParams, TokenOutput
 from .access import Tenant
+from .catalog import ServedModel
 from .detokenizer import Detokenizer, TextDelta
 from .errors import internal_error, overloaded, refused, unavailable
 from .metrics import ChoiceTimer, ServerMetrics
@@ -80,7 +81,7 @@ def expand_choices(
 
 
 class Generator:
-    """Runs choices on the engine behind ``generate``."""
+    """Runs choices on the engine behind ``generate``; ``tokenizer`` is the base's."""
 
     def __init__(self, generate: Generate, tokenizer: Tokenizer, metrics: ServerMetrics) -> None:
         self._generate = generate
@@ -88,7 +89,7 @@ class Generator:
         self._metrics = metrics
 
     async def run(
-        self, choices: Sequence[ChoiceRequest], model: str, arrival: float
+        self, choices: Sequence[ChoiceRequest], model: ServedModel, arrival: float
     ) -> AsyncGenerator[ChoiceDelta]:
         """Deltas of all choices as they come; closing this aborts what still runs.
 
@@ -102,12 +103,13 @@ class Generator:
                     yield delta
 
     async def _run_choice(
-        self, choice: ChoiceRequest, model: str, arrival: float
+        self, choice: ChoiceRequest, model: ServedModel, arrival: float
     ) -> AsyncGenerator[ChoiceDelta]:
         generation = choice.generation
         prompt = generation.prompt_token_ids
-        detokenizer = Detokenizer(self._tokenizer, prompt, generation.params)
-        with self._metrics.time_choice(model, generation, arrival) as timer:
+        tokenizer = model.tokenizer or self._tokenizer
+        detokenizer = Detokenizer(tokenizer, prompt, generation.params)
+        with self._metrics.time_choice(model.name, generation, arrival) as timer:
             # Closing the engine's iterator is what aborts a request that a stop string ended.
             async with aclosing(self._generate(generation)) as outputs:
                 async for output in outputs:

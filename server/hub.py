@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..lora.errors import BranchlineError
@@ -27,6 +28,30 @@ def find_directory(path_or_id: str) -> str:
     return _download(path_or_id)
 
 
+def is_offline() -> bool:
+    """Whether the environment keeps the hub's library off the network."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def find_cached(hub_id: str, revision: str | None, patterns: Sequence[str]) -> str:
+    """A snapshot in the hub's cache, without the network; raises NotFoundError."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return str(
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=list(patterns), local_files_only=True
+            )
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        version = f" at {revision}" if revision else ""
+        raise NotFoundError(
+            f"{hub_id}{version} is not in the hub's cache, and the hub can't be reached"
+        ) from error
+
+
 def _download(hub_id: str) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -39,10 +64,11 @@ def _download(hub_id: str) -> str:
             "reached"
         ) from error
     except HfHubHTTPError as error:
-        raise NotFoundError(f"{hub_id}: the hub says: {_first_line(error)}") from error
+        raise NotFoundError(f"{hub_id}: the hub says: {first_line(error)}") from error
     except (OSError, ValueError, RuntimeError) as error:
-        raise NotFoundError(f"{hub_id}: {_first_line(error)}") from error
+        raise NotFoundError(f"{hub_id}: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,6 +18,7 @@ EXIT_OK, EXIT_ENGINE_DEAD = 0, 1
 
 # What is left for answers to reach their clients once nothing more will come.
 FLUSH_SECONDS = 5
+MAX_NAMES_SAID = 20
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +113,12 @@ def _announce(services: Services, listener: socket.socket, say: Callable[[str], 
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     say(f"serving on http://{shown}:{port}")
-    for model in services.catalog.models.values():
+    models = services.catalog.models()
+    for model in models[:MAX_NAMES_SAID]:
         kind = "base" if model.digest is None else f"adapter {model.digest[:12]}"
         say(f"  model {model.name} ({kind})")
+    if len(models) > MAX_NAMES_SAID:
+        say(f"  and {len(models) - MAX_NAMES_SAID} more")
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/models"):
         say(f"  http://{shown}:{port}{path}")
     say("  and /health /ready /metrics /version /openapi.json")

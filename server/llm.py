@@ -13,13 +13,15 @@ from tqdm import tqdm
 from ..engine.config import EngineConfig
 from ..engine.errors import RequestError
 from ..engine.types import SamplingParams
-from .adapters import ServedModel, find_adapter, open_catalog
+from .adapter_text import TextStore
 from .batch_run import BatchRun, Job, RequestOutput
+from .catalog import Catalog, ServedModel
 from .generation import expand_choices
 from .hub import find_directory
+from .offline_adapters import note_vocabularies, open_adapters
 from .offline_params import check_params
 from .prompt import split_prompts
-from .sampling import fit_max_tokens, read_defaults, with_seed
+from .sampling import fit_max_tokens, read_defaults, with_ends, with_seed
 from .tokenizer import Message, Tokenizer, read_chat_template
 
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
@@ -36,7 +38,8 @@ class LLM:
 
     ``model`` is a directory or a hub id, ``lora`` maps adapter names to the same, and
     ``engine_options`` are the fields of ``EngineConfig`` (``dtype``, ``max_model_len``,
-    ``max_num_seqs``, ...). Raises BranchlineError for what can't be loaded.
+    ``max_num_seqs``, ...). Raises BranchlineError for what can't be loaded. Chat templates of
+    adapters run in this process, sandboxed but unbounded: load adapters that you trust.
     """
 
     def __init__(
@@ -52,14 +55,18 @@ class LLM:
         from ..engine.build import build_engine
 
         directory = find_directory(os.fspath(model))
-        specs = [find_adapter(name, os.fspath(path)) for name, path in (lora or {}).items()]
-        self._catalog = open_catalog(directory, [os.fspath(model)], specs)
         template = None if chat_template is None else read_chat_template(chat_template)
         self._tokenizer = Tokenizer.from_directory(directory, template)
         self._defaults = read_defaults(directory)
+        self._catalog = Catalog(directory, [os.fspath(model)])
+        paths = {name: os.fspath(path) for name, path in (lora or {}).items()}
+        texts = TextStore(directory, self._tokenizer)
+        sources = open_adapters(self._catalog, paths, texts)
         self._engine = build_engine(
-            EngineConfig(model=directory, adapters=self._catalog.sources, **engine_options)
+            EngineConfig(model=directory, adapters=sources, **engine_options)
         )
+        sizes = {d: traits.vocab_size for d, traits in self._engine.adapters.traits.items()}
+        note_vocabularies(self._catalog, sizes, self._engine.info.vocab_size)
 
     def generate(
         self,
@@ -75,13 +82,13 @@ class LLM:
         parameters the model's own defaults hold. Raises BranchlineError for what can't run.
         """
         entries = split_prompts(_as_lists(prompts))
+        models = self._models(adapter, len(entries))
         encoded = [
-            _Prompt(entry, self._tokenizer.encode(entry, add_special_tokens=True))
+            _Prompt(entry, self._tokenizer_of(model).encode(entry, add_special_tokens=True))
             if isinstance(entry, str)
             else _Prompt(None, entry)
-            for entry in entries
+            for entry, model in zip(entries, models, strict=True)
         ]
-        models = self._models(adapter, len(encoded))
         return self._run(encoded, sampling_params, models, use_tqdm)
 
     def chat(
@@ -100,10 +107,10 @@ class LLM:
         models = self._models(adapter, len(chats))
         encoded: list[_Prompt] = []
         for chat, model in zip(chats, models, strict=True):
-            text = self._tokenizer.render_chat(
-                chat, chat_template=model.chat_template, variables=template_variables
-            )
-            encoded.append(_Prompt(text, self._tokenizer.encode(text, add_special_tokens=False)))
+            tokenizer = self._tokenizer_of(model)
+            template = model.chat_template or self._tokenizer.chat_template
+            text = tokenizer.render_chat(chat, chat_template=template, variables=template_variables)
+            encoded.append(_Prompt(text, tokenizer.encode(text, add_special_tokens=False)))
         return self._run(encoded, sampling_params, models, use_tqdm)
 
     def _run(
@@ -118,15 +125,17 @@ class LLM:
             self._job(prompt, one, model)
             for prompt, one, model in zip(prompts, params, models, strict=True)
         ]
-        run = BatchRun(self._engine, self._tokenizer, jobs)
+        run = BatchRun(self._engine, jobs)
         with tqdm(total=len(jobs), unit="prompt", disable=not use_tqdm) as bar:
             run.complete(bar.update)
         return [job.output() for job in jobs]
 
     def _job(self, prompt: _Prompt, params: SamplingParams | None, model: ServedModel) -> Job:
-        checked = check_params(params or self._defaults, self._engine.info.vocab_size)
+        tokenizer = self._tokenizer_of(model)
+        vocab_size = model.vocab_size or self._engine.info.vocab_size
+        checked = check_params(params or self._defaults, vocab_size)
         fitted = fit_max_tokens(
-            with_seed(checked),
+            with_ends(with_seed(checked), tokenizer.end_token_ids),
             len(prompt.token_ids),
             self._engine.info.max_model_len,
         )
@@ -135,6 +144,7 @@ class LLM:
             prompt=prompt.text,
             prompt_token_ids=prompt.token_ids,
             adapter=None if model.digest is None else model.name,
+            tokenizer=tokenizer,
             choices=expand_choices([(prompt.token_ids, fitted)], model.digest),
         )
 
@@ -150,10 +160,14 @@ class LLM:
     def _model(self, name: str | None) -> ServedModel:
         if name is None:
             return self._catalog.base
-        if name not in self._catalog.models:
-            known = ", ".join(n for n, m in self._catalog.models.items() if m.digest)
-            raise RequestError("adapter", f"{name!r} is not loaded; loaded: {known or 'none'}")
-        return self._catalog.models[name]
+        known = self._catalog.adapter_names
+        if name not in known:
+            shown = ", ".join(known) or "none"
+            raise RequestError("adapter", f"{name!r} is not loaded; loaded: {shown}")
+        return self._catalog.resolve(name)
+
+    def _tokenizer_of(self, model: ServedModel) -> Tokenizer:
+        return model.tokenizer or self._tokenizer
 
 
 def _as_lists(prompts: Prompts) -> object:

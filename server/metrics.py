@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter as TallyCounter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -12,33 +11,22 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from ..engine.types import EngineStats, GenerationRequest
 from .access import Tenant
-from .adapters import Catalog
-from .engine_metrics import EngineCollector
+from .adapter_metrics import AdapterMetrics
+from .catalog import Catalog, ServedModel
+from .engine_metrics import EngineCollector, InFlight
 from .errors import ApiError
 from .latency_metrics import Latencies
+from .model_meter import ModelMeter
 from .tenant_meter import TenantMeter
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class ModelCounter:
-    """One count twice: of the whole server, and by model."""
-
-    def __init__(self, model_name: str, whole: Counter, by_model: Counter) -> None:
-        self._model_name = model_name
-        self._whole = whole.labels(model_name)
-        self._by_model = by_model
-
-    def of(self, model: str) -> tuple[Counter, Counter]:
-        """Both series that a request under ``model`` adds to."""
-        return self._whole, self._by_model.labels(self._model_name, model)
 
 
 class ServerMetrics:
     """All counters of one server, in a registry of its own.
 
     ``model_name`` is the base model's first name on every series; ``model`` is the name a
-    request came under, the adapter's or the base's.
+    request came under, the adapter's or the base's: ``models`` counts by it, for some of them.
     """
 
     def __init__(
@@ -46,11 +34,10 @@ class ServerMetrics:
         catalog: Catalog,
         stats: Callable[[], EngineStats],
         tenants: Iterable[Tenant] = (),
-        max_loras: int | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
         self._base = catalog.base.name
-        self._in_flight: TallyCounter[str] = TallyCounter()
+        self._in_flight = InFlight()
         self.latencies = Latencies(self.registry, self._base)
         self.tenants = TenantMeter(self._base, tenants)
         self._success = self._counter(
@@ -58,30 +45,26 @@ class ServerMetrics:
             "Choices that ended, by why they did.",
             ("model_name", "finished_reason"),
         )
-        self._prompts = self._by_model("prompt_tokens", "Prompt tokens of answered choices.")
-        self._queries = self._by_model(
+        self._prompts = self._tokens("prompt_tokens", "Prompt tokens of answered choices.")
+        self._queries = self._tokens(
             "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
         )
-        self._hits = self._by_model("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
-        self._generated = self._by_model("generation_tokens", "Tokens generated.")
-        self._requests = self._counter(
-            "branchline:requests",
-            "HTTP requests for a served model, by model and status.",
-            ("model_name", "model", "status"),
+        self._hits = self._tokens("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self.generated = self._tokens("generation_tokens", "Tokens generated.")
+        self.models = ModelMeter(
+            catalog.base_names,
+            lambda: (*catalog.base_names, *catalog.adapter_names, *catalog.alias_names),
         )
-        self.registry.register(EngineCollector(catalog, stats, self._in_flight, max_loras))
+        self.adapters = AdapterMetrics(self.registry, self._base)
+        self.registry.register(EngineCollector(self._base, stats, self._in_flight))
         self.registry.register(self.tenants)
+        self.registry.register(self.models)
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, documentation, labels, registry=self.registry)
 
-    def _by_model(self, name: str, documentation: str) -> ModelCounter:
-        labels = ("model_name", "model")
-        return ModelCounter(
-            self._base,
-            self._counter(f"vllm:{name}", documentation, labels[:1]),
-            self._counter(f"branchline:model_{name}", documentation, labels),
-        )
+    def _tokens(self, name: str, documentation: str) -> Counter:
+        return self._counter(f"vllm:{name}", documentation, ("model_name",)).labels(self._base)
 
     def render(self) -> bytes:
         """The exposition text."""
@@ -91,7 +74,7 @@ class ServerMetrics:
         """Count one HTTP request; ``model`` is a served name, None if it named none."""
         self.tenants.counts_of(tenant.name).num_requests[status] += 1
         if model is not None:
-            self._requests.labels(self._base, model, str(status)).inc()
+            self.models.counts_of(model).num_requests[status] += 1
 
     @property
     def num_in_flight(self) -> int:
@@ -99,14 +82,10 @@ class ServerMetrics:
         return self._in_flight.total()
 
     @contextmanager
-    def in_flight(self, model: str, tenant: Tenant) -> Iterator[None]:
-        """Mark a request of ``tenant`` under ``model`` as being generated."""
-        self._in_flight[model] += 1
-        try:
-            with self.tenants.in_flight(tenant):
-                yield
-        finally:
-            self._in_flight[model] -= 1
+    def in_flight(self, model: ServedModel, tenant: Tenant) -> Iterator[None]:
+        """Mark a request of ``tenant`` to ``model`` as being generated."""
+        with self._in_flight.mark(model.name, model.digest), self.tenants.in_flight(tenant):
+            yield
 
     def time_choice(self, model: str, generation: GenerationRequest, arrival: float) -> ChoiceTimer:
         """A clock for one choice of a request that arrived at ``arrival`` (perf_counter)."""
@@ -115,20 +94,12 @@ class ServerMetrics:
     def count_prompt(self, model: str, generation: GenerationRequest, num_cached: int) -> None:
         """A choice has its prompt behind it, ``num_cached`` tokens out of the cache."""
         num_prompt_tokens = len(generation.prompt_token_ids)
-        for counter, amount in (
-            (self._prompts, num_prompt_tokens),
-            (self._queries, num_prompt_tokens),
-            (self._hits, num_cached),
-        ):
-            for series in counter.of(model):
-                series.inc(amount)
-        counts = self.tenants.counts_of(generation.tenant)
-        counts.num_prompt_tokens += num_prompt_tokens
-        counts.num_cached_tokens += num_cached
-
-    def generation_counters(self, model: str) -> tuple[Counter, Counter]:
-        """The counters of tokens generated under ``model``."""
-        return self._generated.of(model)
+        self._prompts.inc(num_prompt_tokens)
+        self._queries.inc(num_prompt_tokens)
+        self._hits.inc(num_cached)
+        for counts in (self.models.counts_of(model), self.tenants.counts_of(generation.tenant)):
+            counts.num_prompt_tokens += num_prompt_tokens
+            counts.num_cached_tokens += num_cached
 
     def ended(self, reason: str, seconds: float) -> None:
         """A choice ended, one way or another."""
@@ -151,8 +122,10 @@ class ChoiceTimer:
         self._generation = generation
         self._arrival = arrival
         self._last: float | None = None
-        self._counters = metrics.generation_counters(model)
-        self._tenant = metrics.tenants.counts_of(generation.tenant)
+        self._counts = (
+            metrics.models.counts_of(model),
+            metrics.tenants.counts_of(generation.tenant),
+        )
         self._reason: str | None = None
 
     def tokens(self, num_tokens: int, num_cached_tokens: int) -> None:
@@ -164,9 +137,9 @@ class ChoiceTimer:
         else:
             self._metrics.latencies.between_tokens.observe(now - self._last)
         self._last = now
-        self._tenant.num_generation_tokens += num_tokens
-        for counter in self._counters:
-            counter.inc(num_tokens)
+        self._metrics.generated.inc(num_tokens)
+        for counts in self._counts:
+            counts.num_generation_tokens += num_tokens
 
     def queued(self, seconds: float) -> None:
         """The choice has left the engine's queue."""

@@ -14,7 +14,7 @@ from ..engine.cache_types import PinReport, PrefixTarget
 from ..engine.errors import RequestError
 from ..engine.types import DEFAULT_TENANT, GenerationRequest, SamplingParams
 from .access import TENANT_NAME, TENANT_NAME_RULE, Tenant
-from .adapters import ServedModel
+from .catalog import ServedModel
 from .errors import ApiError, bad_field, to_api_error
 from .generation import raise_for
 from .openai import CacheSalt, ChatMessage, ChatRequest, Part
@@ -56,7 +56,16 @@ async def pin(services: Services, body: PinRequest) -> PinReport:
             status=409,
             code="prefix_cache_off",
         )
-    prefix = await _read_prefix(services, body)
+    model = services.catalog.resolve(body.model)
+    lease = services.catalog.lease(model)
+    try:
+        return await _pin(services, body, model)
+    finally:
+        lease.release()
+
+
+async def _pin(services: Services, body: PinRequest, model: ServedModel) -> PinReport:
+    prefix = await _read_prefix(services, body, model)
     target = PrefixTarget(
         prompt_token_ids=prefix.token_ids,
         adapter=prefix.model.digest,
@@ -69,8 +78,7 @@ async def pin(services: Services, body: PinRequest) -> PinReport:
         return await services.supervisor.pin_prefix(target, body.ttl_seconds)
 
 
-async def _read_prefix(services: Services, body: PinRequest) -> _Prefix:
-    model = services.catalog.resolve(body.model)
+async def _read_prefix(services: Services, body: PinRequest, model: ServedModel) -> _Prefix:
     given = [name for name in _PREFIX_FIELDS if getattr(body, name) is not None]
     if len(given) != 1:
         said = " and ".join(given) or "none"
@@ -102,11 +110,11 @@ async def _read_prompt(services: Services, body: PinRequest, model: ServedModel)
     """The prefix as the same words in a request would be tokenized."""
     if body.messages is None:
         entry = body.prompt if body.prompt is not None else body.prompt_token_ids
-        [prompt] = await services.prompts.completion(entry, add_special_tokens=True)
+        [prompt] = await services.prompts.completion(entry, True, model)
         return prompt
     # Without the opening of an answer: another turn may come next instead.
     chat = ChatRequest(messages=body.messages, add_generation_prompt=False)
-    return await services.prompts.chat(chat, model.chat_template)
+    return await services.prompts.chat(chat, model)
 
 
 def _tenant(services: Services, body: PinRequest) -> str | None:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .catalog import ServedModel
 from .config import Limits
 from .errors import ApiError, bad_field
 from .openai import ChatMessage, ChatRequest
 from .sampling import check_token_id
+from .template_runner import TemplateJob, Templates
 from .tokenizer import ChatTemplateError, Message, Tokenizer
 
 # Longer texts are tokenized beside the event loop; shorter ones cost less than the hop.
@@ -49,33 +51,43 @@ class Prompt:
 
 
 class PromptReader:
-    """Turns checked bodies into prompts."""
+    """Turns checked bodies into prompts; ``tokenizer`` and ``vocab_size`` are the base's.
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, limits: Limits) -> None:
+    The base's chat template is rendered at once, those of adapters by ``templates``.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, vocab_size: int, limits: Limits, templates: Templates
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._limits = limits
+        self._templates = templates
 
-    async def completion(self, prompt: object, add_special_tokens: bool) -> list[Prompt]:
+    async def completion(
+        self, prompt: object, add_special_tokens: bool, model: ServedModel
+    ) -> list[Prompt]:
         """``prompt`` of a text completion: one entry for a single prompt, N for a list of N."""
         entries = split_prompts(prompt)
         if len(entries) > self._limits.max_prompts:
             raise bad_field(
                 "prompt", f"holds {len(entries)} prompts, the most is {self._limits.max_prompts}"
             )
-        return [await self._entry(entry, add_special_tokens) for entry in entries]
+        return [await self._entry(entry, add_special_tokens, model) for entry in entries]
 
-    async def _entry(self, entry: str | list[int], add_special_tokens: bool) -> Prompt:
+    async def _entry(
+        self, entry: str | list[int], add_special_tokens: bool, model: ServedModel
+    ) -> Prompt:
         if isinstance(entry, str):
-            return await self._tokenized("prompt", entry, add_special_tokens)
+            return await self._tokenized("prompt", entry, add_special_tokens, model)
         if not entry:
             raise bad_field("prompt", "is empty")
         for token_id in (min(entry), max(entry)):
-            check_token_id("prompt", token_id, self._vocab_size)
+            check_token_id("prompt", token_id, model.vocab_size or self._vocab_size)
         return Prompt(entry, None)
 
-    async def chat(self, body: ChatRequest, adapter_template: str | None) -> Prompt:
-        """A chat through the adapter's template, else the model's."""
+    async def chat(self, body: ChatRequest, model: ServedModel) -> Prompt:
+        """A chat through the adapter's template, else the base's."""
         if len(body.messages) > self._limits.max_messages:
             raise bad_field(
                 "messages",
@@ -92,9 +104,9 @@ class PromptReader:
             if name in _RESERVED_VARIABLES:
                 raise bad_field("chat_template_kwargs", f"may not set {name!r}")
         try:
-            text = self._tokenizer.render_chat(
+            text = await self._rendered(
+                model,
                 [to_template(message) for message in body.messages],
-                chat_template=adapter_template,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final,
                 variables=variables,
@@ -102,19 +114,34 @@ class PromptReader:
         except ChatTemplateError as error:
             raise bad_field("messages", str(error), "chat_template_error") from error
         # The template has written the special tokens already.
-        return await self._tokenized("messages", text, bool(body.add_special_tokens))
+        return await self._tokenized("messages", text, bool(body.add_special_tokens), model)
 
-    async def _tokenized(self, field: str, text: str, add_special_tokens: bool) -> Prompt:
-        if len(text) <= INLINE_CHARACTERS:
-            token_ids = self._tokenizer.encode(text, add_special_tokens)
-        else:
-            token_ids = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens)
+    async def _rendered(self, model: ServedModel, messages: list[Message], **options: Any) -> str:
+        tokenizer = model.tokenizer or self._tokenizer
+        if model.chat_template is None:
+            base = self._tokenizer.chat_template
+            return tokenizer.render_chat(messages, chat_template=base, **options)
+        job = TemplateJob(model.chat_template, tokenizer.special_tokens, messages, options)
+        return await self._templates.render(model.digest or model.name, job)
+
+    async def _tokenized(
+        self, field: str, text: str, add_special_tokens: bool, model: ServedModel
+    ) -> Prompt:
+        tokenizer = model.tokenizer or self._tokenizer
+        vocab_size = model.vocab_size or self._vocab_size
+        try:
+            if len(text) <= INLINE_CHARACTERS:
+                token_ids = tokenizer.encode(text, add_special_tokens)
+            else:
+                token_ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
+        except Exception as error:  # the library raises plain Exception
+            raise bad_field(field, f"the tokenizer does not take it: {error}") from error
         if not token_ids:
             raise bad_field(field, "is empty")
-        if max(token_ids) >= self._vocab_size:
+        if max(token_ids) >= vocab_size:
             raise ApiError(
                 f"{field}: the tokenizer gave token id {max(token_ids)}, which the model's "
-                f"vocabulary of {self._vocab_size} tokens does not have.",
+                f"vocabulary of {vocab_size} tokens does not have.",
                 param=field,
             )
         return Prompt(token_ids, text)

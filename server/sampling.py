@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.types import SamplingParams
+from .catalog import ServedModel
 from .config import Limits
 from .errors import ApiError, bad_field
 from .openai import ChatRequest, CompletionRequest, SamplingFields
@@ -44,12 +45,26 @@ _PLAIN = (
 
 @dataclass(frozen=True, slots=True)
 class SamplingContext:
-    """What a request's fields are read against."""
+    """What a request's fields are read against.
+
+    ``end_token_ids`` end an answer beside the ends that the engine knows of.
+    """
 
     limits: Limits
     vocab_size: int
     max_model_len: int
     defaults: SamplingParams
+    end_token_ids: frozenset[int] = frozenset()
+
+    def of(self, model: ServedModel) -> SamplingContext:
+        """The same for a request to ``model``, whose vocabulary and ends may be its own."""
+        if model.vocab_size is None and model.tokenizer is None:
+            return self
+        return replace(
+            self,
+            vocab_size=model.vocab_size or self.vocab_size,
+            end_token_ids=model.tokenizer.end_token_ids if model.tokenizer else frozenset(),
+        )
 
 
 def read_defaults(directory: str | None) -> SamplingParams:
@@ -83,7 +98,7 @@ def sampling_params(body: SamplingFields, context: SamplingContext) -> SamplingP
     limits = context.limits
     given = {name: getattr(body, name) for name in _PLAIN if getattr(body, name) is not None}
     _at_most("n", given.get("n", 1), limits.max_choices)
-    return replace(
+    params = replace(
         context.defaults,
         **given,
         max_tokens=_max_tokens(body),
@@ -92,6 +107,16 @@ def sampling_params(body: SamplingFields, context: SamplingContext) -> SamplingP
         logit_bias=_logit_bias(body.logit_bias or {}, context),
         logprobs=_logprobs(body, limits),
     )
+    return with_ends(params, context.end_token_ids)
+
+
+def with_ends(params: SamplingParams, end_token_ids: frozenset[int]) -> SamplingParams:
+    """``params`` that stop at an adapter's own ends too, of which the engine knows nothing.
+
+    ``Detokenizer`` names none of them as the reason.
+    """
+    ends = () if params.ignore_eos else sorted(end_token_ids.difference(params.stop_token_ids))
+    return replace(params, stop_token_ids=(*params.stop_token_ids, *ends))
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:

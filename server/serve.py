@@ -10,18 +10,29 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..engine.errors import EngineStartError
 from ..lora.errors import BranchlineError
-from .adapters import Catalog, find_adapter, open_catalog
+from .adapter_registry import Registry
+from .adapter_start import NamedSource, check_names, named_sources, start_adapters
+from .adapter_state import StateDirectory, open_state
+from .catalog import Catalog
 from .config import ServeConfig
 from .hub import find_directory
 
+if TYPE_CHECKING:
+    from ..engine.client import EngineClient
+    from .tokenizer import Tokenizer
+
 EXIT_OK, EXIT_FAILED = 0, 1
+
+# From so many on, a second process that formats adapters takes nothing from the engine.
+MANY_CORES = 8
 
 T = TypeVar("T")
 
@@ -48,45 +59,96 @@ def run(config: ServeConfig) -> int:
 
 
 async def _serve(config: ServeConfig) -> int:
-    with _bind(config.host, config.port) as listener, _stop_signals() as stop:
-        config, catalog = _open(config)
-        server = await _unless(stop, _start(config, catalog))
+    with (
+        _bind(config.host, config.port) as listener,
+        _stop_signals() as stop,
+        open_state(config.state_dir) as state,
+    ):
+        server = await _unless(stop, _start(_open(config, state)))
         if server is None:
             _say("stopped before the engine was up")
             return EXIT_OK
         return await server(listener, stop)
 
 
-def _open(config: ServeConfig) -> tuple[ServeConfig, Catalog]:
-    """Find every directory and read every adapter's config."""
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What a server starts from, all of it found and read."""
+
+    config: ServeConfig
+    catalog: Catalog
+    state: StateDirectory
+    registry: Registry
+    named: Sequence[NamedSource]
+
+
+def _open(config: ServeConfig, state: StateDirectory) -> _Opening:
+    """Find the model's directory and the adapters', and read what was kept."""
     directory = find_directory(config.engine.model)
-    adapters = [find_adapter(spec.name, spec.path) for spec in config.adapters]
-    names = config.served_model_names or (config.engine.model,)
-    catalog = open_catalog(directory, names, adapters)
-    engine = replace(config.engine, model=directory, adapters=catalog.sources)
-    return replace(config, engine=engine), catalog
+    catalog = Catalog(directory, config.served_model_names or (config.engine.model,))
+    registry = state.read()
+    check_names(registry, catalog)
+    named = named_sources(config.adapters, catalog)
+    engine = replace(config.engine, model=directory)
+    return _Opening(replace(config, engine=engine), catalog, state, registry, named)
 
 
 Serving = Callable[[socket.socket, asyncio.Event], Coroutine[Any, Any, int]]
 
 
-async def _start(config: ServeConfig, catalog: Catalog) -> Serving:
-    """Start the engine and, beside it, load the tokenizer; raises BranchlineError."""
-    from ..engine.client import EngineClient
+async def _start(opening: _Opening) -> Serving:
+    """Start the engine, the tokenizer and the adapters; raises BranchlineError."""
+    from .adapter_loader import AdapterLoader
+    from .adapter_parts import AdapterParts
+    from .adapter_text import TextStore
     from .lifecycle import serve_http
     from .services import build_services
     from .supervisor import EngineSupervisor
-    from .tokenizer import Tokenizer, read_chat_template
+    from .template_runner import TemplateProcesses
 
-    async def start_engine() -> EngineClient:
-        return await EngineClient.start(config.engine, _say)
+    config, directory = opening.config, opening.config.engine.model
+    async with AsyncExitStack() as stack:
+        loader = AdapterLoader(num_workers=2 if (os.cpu_count() or 1) >= MANY_CORES else 1)
+        stack.push_async_callback(loader.close)
+        loader.start()
+        templates = TemplateProcesses()
+        stack.push_async_callback(templates.close)
+        engine, tokenizer = await _start_engine(config)
+        restart = partial(_new_engine, config) if config.restart_engine else None
+        supervisor = EngineSupervisor(engine, restart)
+        stack.push_async_callback(supervisor.stop)
+        texts = await asyncio.to_thread(TextStore, directory, tokenizer, templates)
+        parts = AdapterParts(opening.state, loader, texts)
+        created = int(time.time())
+        services = build_services(config, opening.catalog, tokenizer, supervisor, parts, created)
+        stack.push_async_callback(services.adapters.close)
+        stack.push_async_callback(supervisor.stop)  # before that, so that nothing waits for it
+        await start_adapters(services.adapters, opening.registry, opening.named, _say)
+        rest = stack.pop_all()
+
+    async def serve(listener: socket.socket, stop: asyncio.Event) -> int:
+        async with rest:
+            return await serve_http(services, listener, stop, _say)
+
+    return serve
+
+
+async def _new_engine(config: ServeConfig) -> EngineClient:
+    from ..engine.client import EngineClient
+
+    return await EngineClient.start(config.engine, _say)
+
+
+async def _start_engine(config: ServeConfig) -> tuple[EngineClient, Tokenizer]:
+    """Start the engine and, beside it, load the tokenizer; raises BranchlineError."""
+    from .tokenizer import Tokenizer, read_chat_template
 
     template = None if config.chat_template is None else read_chat_template(config.chat_template)
     directory = config.engine.model
     since = time.monotonic()
     _say(f"starting the engine for {directory}")
     loading = asyncio.create_task(asyncio.to_thread(Tokenizer.from_directory, directory, template))
-    starting = asyncio.create_task(start_engine())
+    starting = asyncio.create_task(_new_engine(config))
     try:
         done, _ = await asyncio.wait({loading, starting}, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
@@ -96,15 +158,8 @@ async def _start(config: ServeConfig, catalog: Catalog) -> Serving:
         with contextlib.suppress(asyncio.CancelledError, EngineStartError):
             await (await starting).stop()
         raise
-    tokenizer, engine = loading.result(), starting.result()
     _say(f"the engine is up after {time.monotonic() - since:.1f} s")
-    supervisor = EngineSupervisor(engine, start_engine if config.restart_engine else None)
-    services = build_services(config, catalog, tokenizer, supervisor, int(time.time()))
-
-    async def serve(listener: socket.socket, stop: asyncio.Event) -> int:
-        return await serve_http(services, listener, stop, _say)
-
-    return serve
+    return starting.result(), loading.result()
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

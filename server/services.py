@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .adapters import Catalog
+from .adapter_manager import AdapterManager
+from .adapter_parts import AdapterParts, build_manager
+from .adapter_sources import SourcePolicy
+from .catalog import Catalog
 from .config import Limits, ServeConfig
 from .gate import Gate
 from .generation import Generator
@@ -22,6 +25,8 @@ class Services:
 
     config: ServeConfig
     catalog: Catalog
+    adapters: AdapterManager
+    source_policy: SourcePolicy
     tokenizer: Tokenizer
     prompts: PromptReader
     sampling: SamplingContext
@@ -54,6 +59,7 @@ def build_services(
     catalog: Catalog,
     tokenizer: Tokenizer,
     supervisor: EngineSupervisor,
+    parts: AdapterParts,
     created: int,
 ) -> Services:
     """Wire the parts up around a started engine."""
@@ -61,13 +67,17 @@ def build_services(
     limits = _limits_of(config, info.max_num_seqs)
     access = config.access
     tenants = [access.tenant(name) for name in access.tenant_names]
-    metrics = ServerMetrics(catalog, lambda: supervisor.stats, tenants, config.engine.max_loras)
+    metrics = ServerMetrics(catalog, lambda: supervisor.stats, tenants)
     use_defaults = config.generation_config == "auto"
     return Services(
         config=config,
         catalog=catalog,
+        adapters=build_manager(
+            parts, catalog, supervisor, metrics, config.sources, config.adapter_versions_kept
+        ),
+        source_policy=config.sources,
         tokenizer=tokenizer,
-        prompts=PromptReader(tokenizer, info.vocab_size, limits),
+        prompts=PromptReader(tokenizer, info.vocab_size, limits, parts.texts.templates),
         sampling=SamplingContext(
             limits,
             info.vocab_size,

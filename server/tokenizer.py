@@ -15,6 +15,9 @@ from ..lora.errors import BranchlineError
 
 Message = dict[str, Any]
 
+# A template may raise any text.
+MAX_REASON = 1000
+
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -27,10 +30,24 @@ class ChatTemplateError(BranchlineError):
     """The chat template refuses these messages, or there is none."""
 
 
-class Tokenizer:
-    """A fast Hugging Face tokenizer; every method may be called from any thread."""
+class BrokenTemplateError(ChatTemplateError):
+    """The chat template does not compile, or takes more than it may."""
 
-    def __init__(self, pretrained: Any, chat_template: str | None = None) -> None:
+
+class Tokenizer:
+    """A fast Hugging Face tokenizer; every method may be called from any thread.
+
+    ``end_token_ids`` end an answer beside the ends that the model itself knows.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        chat_template: str | None = None,
+        *,
+        end_token_ids: Sequence[int] = (),
+        num_model_ids: int | None = None,
+    ) -> None:
         self._pretrained = pretrained
         self.backend: RustTokenizer = pretrained.backend_tokenizer
         self.backend.no_truncation()
@@ -42,8 +59,11 @@ class Tokenizer:
             if token.special
         )
         self._added_ids = frozenset(self.backend.get_added_tokens_decoder())
-        decoder = json.dumps(json.loads(self.backend.to_str()).get("decoder"))
-        self._byte_level = _byte_level_alphabet() if '"ByteLevel"' in decoder else None
+        self.end_token_ids = frozenset(end_token_ids)
+        self._num_model_ids = num_model_ids
+        decoder = self.backend.decoder
+        byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
+        self._byte_level = _byte_level_alphabet() if byte_level else None
 
     @classmethod
     def from_directory(cls, directory: str, chat_template: str | None = None) -> Tokenizer:
@@ -56,6 +76,12 @@ class Tokenizer:
         if getattr(pretrained, "backend_tokenizer", None) is None:
             raise TokenizerError(f"{directory} has no fast tokenizer (tokenizer.json)")
         return cls(pretrained, chat_template)
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Texts of the tokens that chat templates know by name, such as ``eos_token``."""
+        tokens: dict[str, str] = self._pretrained.special_tokens_map
+        return tokens
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of ``text``.
@@ -70,6 +96,20 @@ class Tokenizer:
         """Text of ``token_ids``; bytes that are no character come out as U+FFFD."""
         text: str = self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    @property
+    def num_model_ids(self) -> int:
+        """One more than the highest id of the vocabulary, added tokens apart; slow at first."""
+        if self._num_model_ids is None:
+            vocabulary = self.backend.get_vocab(with_added_tokens=False)
+            self._num_model_ids = max(vocabulary.values(), default=-1) + 1
+        return self._num_model_ids
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the highest id that a text can give."""
+        highest = max(self._added_ids | set(self.encode("", add_special_tokens=True)), default=-1)
+        return max(self.num_model_ids, highest + 1)
 
     def is_special(self, token_id: int) -> bool:
         """Whether ``skip_special_tokens`` leaves this token out."""
@@ -108,20 +148,44 @@ class Tokenizer:
                 "the model has no chat template; give one with --chat-template or use "
                 "/v1/completions"
             )
-        try:
-            text: str = self._pretrained.apply_chat_template(
-                _with_known_roles(messages, template),
-                chat_template=template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tokenize=False,
-                **(variables or {}),
-            )
-        except jinja2.TemplateError as error:
-            raise ChatTemplateError(f"the chat template says: {_reason(error)}") from error
-        except Exception as error:  # a template is code from outside, on data from outside
-            raise ChatTemplateError(f"the chat template failed: {_reason(error)}") from error
-        return text
+        return render_chat(
+            self._pretrained,
+            messages,
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
+        )
+
+
+def render_chat(
+    pretrained: Any,
+    messages: Sequence[Message],
+    *,
+    chat_template: str,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    variables: Mapping[str, Any] | None = None,
+) -> str:
+    """Messages through transformers' ``apply_chat_template``; raises ChatTemplateError."""
+    try:
+        text: str = pretrained.apply_chat_template(
+            _with_known_roles(messages, chat_template),
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tokenize=False,
+            **(variables or {}),
+        )
+    except jinja2.TemplateSyntaxError as error:
+        raise BrokenTemplateError(f"the chat template says: {_reason(error)}") from error
+    except jinja2.TemplateError as error:
+        raise ChatTemplateError(f"the chat template says: {_reason(error)}") from error
+    except MemoryError as error:
+        raise BrokenTemplateError("the chat template takes more memory than it may") from error
+    except Exception as error:  # a template is code from outside, on data from outside
+        raise ChatTemplateError(f"the chat template failed: {_reason(error)}") from error
+    return text
 
 
 def _load_pretrained(directory: str) -> Any:
@@ -139,7 +203,7 @@ def _load_pretrained(directory: str) -> Any:
         return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
 def read_chat_template(path_or_text: str) -> str:
@@ -185,7 +249,7 @@ def _with_known_roles(messages: Sequence[Message], template: str) -> list[Messag
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_REASON]
 
 
 def _byte_level_alphabet() -> dict[str, int]:

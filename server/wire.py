@@ -141,7 +141,11 @@ class Completion(Struct, frozen=True, kw_only=True):
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):
-    """One name in ``/v1/models``; ``parent`` is the base model of an adapter."""
+    """One name in ``/v1/models``.
+
+    ``parent`` is the base model of an adapter, ``root`` the directory, address or archive behind
+    a name.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -153,10 +157,13 @@ class ModelCard(Struct, frozen=True, kw_only=True):
 
 
 class ModelList(Struct, frozen=True):
-    """The body of ``/v1/models``."""
+    """The body of ``/v1/models``; the last three only in a page that was asked for."""
 
     data: list[ModelCard]
     object: Literal["list"] = "list"
+    first_id: str | UnsetType | None = UNSET
+    last_id: str | UnsetType | None = UNSET
+    has_more: bool | UnsetType = UNSET
 
 
 def make_usage(num_prompt: int, num_completion: int, num_cached: int) -> Usage:

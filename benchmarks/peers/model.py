@@ -27,7 +27,7 @@ def prepare(directory: Path, num_layers: int = 8) -> dict[str, Path]:
         model = LlamaForCausalLM(_config(num_layers))
         model.generation_config.eos_token_id = 0
         model.save_pretrained(paths["base"])
-        _tokenizer().save_pretrained(paths["base"])
+        tokenizer().save_pretrained(paths["base"])
         _save_adapters(model, directory)
         (directory / "done").touch()
     return paths
@@ -63,15 +63,15 @@ def _save_adapters(model: LlamaForCausalLM, directory: Path) -> None:
     wrapped.save_pretrained(str(directory), selected_adapters=names)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
     """Byte-level BPE; all but the bytes are two and three letters, so random ids are text."""
     pairs = ["".join(pair) for pair in product(ascii_lowercase, repeat=2)]
     triples = ["".join(triple) for triple in product(ascii_lowercase, repeat=3)]
     tokens = [END_OF_TEXT, *sorted(pre_tokenizers.ByteLevel.alphabet()), *pairs, *triples]
-    tokens = tokens[:VOCAB_SIZE]
+    tokens = tokens[:vocab_size]
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = [(token[:-1], token[-1]) for token in tokens[257:]]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
+    bpe = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT)

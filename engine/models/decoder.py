@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels import ops
-from ...lora.layers import StepLora
+from ...lora.layers import Norm, StepLora, add_and_normalize, normalize
+from ...lora.tables import embed, unembed
 from .config import ModelConfig
 from .layer import DecoderLayer, LayerWeights, StepInputs
 from .rope import rope_table
@@ -40,16 +40,11 @@ class Decoder:
         self.device = weights.embedding.device
         self._weights = weights
         self._layers = tuple(
-            DecoderLayer(index, config, facts, layer_weights)
-            for index, (facts, layer_weights) in enumerate(
-                zip(config.layers, weights.layers, strict=True)
-            )
+            DecoderLayer.build(index, config, layer) for index, layer in enumerate(weights.layers)
         )
+        final = Norm(weights.final_norm, config.rms_norm_eps, config.norm_offset, "final_norm")
         # The norm behind each layer: the next layer's first, in the end the final one.
-        self._next_norms = (
-            *(layer.attention_norm for layer in weights.layers[1:]),
-            weights.final_norm,
-        )
+        self._next_norms = (*(layer.norms["attention_norm"] for layer in self._layers[1:]), final)
         self._rope_tables = tuple(
             rope_table(rope, self.max_model_len, self.dtype, self.device) for rope in config.ropes
         )
@@ -72,33 +67,38 @@ class Decoder:
         (keys, values) pair [num_blocks, block_size, Hkv, D] a layer.
         """
         step = StepInputs(self._ropes(positions), slot_mapping, attention, lora)
-        eps, offset = self.config.rms_norm_eps, self.config.norm_offset
-        residual = self.embed(input_ids)
-        x = ops.rms_norm(residual, self._weights.layers[0].attention_norm, eps, offset)
+        residual = self.embed(input_ids, lora)
+        x = normalize(residual, self._layers[0].norms["attention_norm"], lora)
         for layer, kv_cache, next_norm in zip(
             self._layers, kv_caches, self._next_norms, strict=True
         ):
-            weights = layer.weights
+            norms = layer.norms
             x = layer.attend(x, kv_cache, step)
-            if weights.attention_output_norm is not None:
-                x = ops.rms_norm(x, weights.attention_output_norm, eps, offset)
-            x, residual = ops.fused_add_rms_norm(x, residual, weights.mlp_norm, eps, offset)
+            if "attention_output_norm" in norms:
+                x = normalize(x, norms["attention_output_norm"], lora)
+            x, residual = add_and_normalize(x, residual, norms["mlp_norm"], lora)
             x = layer.feed_forward(x, step)
-            if weights.mlp_output_norm is not None:
-                x = ops.rms_norm(x, weights.mlp_output_norm, eps, offset)
-            x, residual = ops.fused_add_rms_norm(x, residual, next_norm, eps, offset)
+            if "mlp_output_norm" in norms:
+                x = normalize(x, norms["mlp_output_norm"], lora)
+            x, residual = add_and_normalize(x, residual, next_norm, lora)
         return x
 
-    def embed(self, input_ids: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor, lora: StepLora | None = None) -> Tensor:
         """``input_ids`` [T] -> what enters the first layer [T, H]."""
-        hidden = F.embedding(input_ids, self._weights.embedding)
+        dense = None if lora is None else lora.dense
+        routed = () if dense is None else dense.embeddings
+        hidden = embed(input_ids, self._weights.embedding, routed)
         return hidden if self._embedding_scale is None else hidden.mul_(self._embedding_scale)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """``hidden`` [N, H] from ``forward`` -> float32 logits [N, vocab], soft-capped."""
-        logits = ops.linear(hidden, self._weights.lm_head).float()
-        cap = self.config.logit_soft_cap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+    def logits(self, hidden: Tensor, lora: StepLora | None = None) -> Tensor:
+        """Rows of ``forward``'s result [N, H] -> float32 logits [N, vocab], soft-capped.
+
+        ``lora`` is the step's, and the rows those that its plan samples. ``vocab`` is that of the
+        row with the largest one; the others have -inf there.
+        """
+        dense = None if lora is None else lora.dense
+        routed = () if dense is None else dense.heads
+        return unembed(hidden, self._weights.lm_head, self.config.logit_soft_cap, routed)
 
     def _ropes(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """cos and sin of the step's positions as ``ops.apply_rope`` wants them, by rope."""

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ...kernels import ops
-from ...lora.layers import StepLora, project
+from ...lora.layers import Norm, StepLora, normalize, project
 from .config import LayerConfig, ModelConfig
+
+NORMS = (
+    "attention_norm",
+    "q_norm",
+    "k_norm",
+    "attention_output_norm",
+    "mlp_norm",
+    "mlp_output_norm",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +60,27 @@ class StepInputs:
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """A layer ready to run at its place ``index`` in the stack."""
+    """A layer ready to run at its place ``index`` in the stack.
+
+    ``norms`` are those that it has, by their names in ``LayerWeights``.
+    """
 
     index: int
     config: ModelConfig
     facts: LayerConfig
     weights: LayerWeights
+    norms: Mapping[str, Norm]
+
+    @classmethod
+    def build(cls, index: int, config: ModelConfig, weights: LayerWeights) -> DecoderLayer:
+        """The layer at ``index`` of the model that ``config`` describes."""
+        named = {name: getattr(weights, name) for name in NORMS}
+        norms = {
+            name: Norm(weight, config.rms_norm_eps, config.norm_offset, name, index)
+            for name, weight in named.items()
+            if weight is not None
+        }
+        return cls(index, config, config.layers[index], weights, norms)
 
     def attend(self, x: Tensor, kv_cache: tuple[Tensor, Tensor], step: StepInputs) -> Tensor:
         """Self-attention of normed ``x`` [T, H] over the paged cache -> [T, H]."""
@@ -65,9 +90,9 @@ class DecoderLayer:
         heads = qkv.view(x.shape[0], -1, config.head_dim)
         q, k, v = heads.split_with_sizes((config.num_heads, num_kv_heads, num_kv_heads), dim=1)
         turned: tuple[Tensor, ...] = (heads[:, :-num_kv_heads],)  # q and k, side by side
-        if weights.q_norm is not None and weights.k_norm is not None:
-            q = ops.rms_norm(q, weights.q_norm, config.rms_norm_eps, config.norm_offset)
-            k = ops.rms_norm(k, weights.k_norm, config.rms_norm_eps, config.norm_offset)
+        if "q_norm" in self.norms:
+            q = normalize(q, self.norms["q_norm"], step.lora)
+            k = normalize(k, self.norms["k_norm"], step.lora)
             turned = (q, k)
         if self.facts.rope is not None:
             for part in turned:

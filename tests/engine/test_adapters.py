@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny_adapters import make_adapter
 from tiny_models import make_tiny_model
 
-from branchline.engine.adapters import EngineAdapters, load_adapters
+from branchline.engine.adapter_setup import open_adapters
+from branchline.engine.adapters import EngineAdapters
 from branchline.engine.build import build_engine
 from branchline.engine.config import AdapterSource, EngineConfig
+from branchline.engine.errors import EngineStartError
 from branchline.engine.loop import EngineLoop
 from branchline.engine.models.config import ModelConfig
 from branchline.engine.models.decoder import Decoder
@@ -61,13 +63,12 @@ def make_decoder(model: Path, dtype: torch.dtype = torch.float32) -> Decoder:
 
 
 def load(config: EngineConfig, dtype: torch.dtype = torch.float32) -> EngineAdapters:
-    return load_adapters(config, make_decoder(Path(config.model), dtype), lambda text: None)
+    return open_adapters(config, make_decoder(Path(config.model), dtype), lambda text: None)
 
 
 def pages_of(adapters: EngineAdapters, digest: str) -> dict[str, torch.Tensor]:
     """All numbers of an adapter's pages, by group."""
     bank, slot = adapters.bank, adapters.slots.slot(digest)
-    assert bank is not None
     assert slot is not None
     found = {}
     for name, pool in bank.pools.items():
@@ -78,7 +79,6 @@ def pages_of(adapters: EngineAdapters, digest: str) -> dict[str, torch.Tensor]:
 
 def bring(adapters: EngineAdapters, digest: str) -> None:
     """Have an adapter loaded by the thread that loads them."""
-    assert adapters.residency is not None
     started = time.monotonic()
     while adapters.slots.state(digest) != "ready":
         adapters.residency.advance([digest])
@@ -86,27 +86,37 @@ def bring(adapters: EngineAdapters, digest: str) -> None:
     assert adapters.residency.failures() == {}
 
 
-def test_without_adapters_there_is_no_bank(model):
-    assert load(configure(model, [])).bank is None
-    assert load(configure(model, [], max_loras=4)).slots.num_slots == 0
+def test_without_adapters_there_is_room_for_some(model):
+    adapters = load(configure(model, [], max_loras=4, adapter_memory_gb=0.01))
+    assert (adapters.slots.num_slots, adapters.traits) == (4, {})
+    assert adapters.bank.pools["qkv"].num_free > 4
 
 
 @pytest.mark.parametrize("max_loras", [None, 5, 9])
-def test_where_all_fit_all_are_ready_and_the_bank_is_just_their_size(model, sources, max_loras):
+def test_where_all_fit_all_are_ready(model, sources, max_loras):
     adapters = load(configure(model, sources.values(), max_loras=max_loras))
-    assert adapters.residency is None
     assert {adapters.slots.state(s.digest) for s in sources.values()} == {"ready"}
-    assert adapters.bank is not None
-    assert {pool.num_free for pool in adapters.bank.pools.values()} == {0}
-    assert adapters.bank.pools["qkv"].num_pages == 1 + 3 + 1 + 2 + 1
-    assert adapters.bank.pools["down"].num_pages == 1 + 3 + 2 + 1
+    pool = adapters.bank.pools["qkv"]
+    assert pool.num_pages - pool.num_free == 1 + 3 + 1 + 2 + 1
+    adapters.check()
+
+
+def test_memory_for_less_than_a_page_is_refused(model):
+    with pytest.raises(EngineStartError, match=r"adapter_memory_gb: .* less than a page"):
+        load(configure(model, [], adapter_memory_gb=1e-6))
+
+
+def test_an_adapter_larger_than_the_memory_for_adapters_is_refused(model, sources):
+    config = configure(model, sources.values(), adapter_memory_gb=0.0006)
+    with pytest.raises(AdapterError, match=r"needs 3 pages .*--adapter-memory-gb"):
+        load(config)
 
 
 def test_two_names_of_one_version_are_loaded_once(model, sources):
     twin = replace(sources["small"], path=sources["small"].path + "/.")
     adapters = load(configure(model, [*sources.values(), twin], max_loras=5))
     assert adapters.slots.num_slots == len(adapters.slots.digests) == 5
-    assert adapters.residency is None
+    assert adapters.slots.num_ready == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -116,10 +126,7 @@ def test_with_fewer_slots_each_adapter_comes_to_the_same_numbers(model, sources,
     digests = [source.digest for source in sources.values()]
     assert [few.slots.state(digest) for digest in digests] == ["ready"] * 2 + ["absent"] * 3
     assert few.slots.digests == digests
-    assert few.bank is not None
-    assert few.residency is not None
     assert few.bank.num_slots == 2
-    assert few.bank.pools["qkv"].num_pages == 3 + 2, "those of the two largest"
     for digest in [*digests, *reversed(digests)]:
         bring(few, digest)
         few.residency.check()
@@ -131,12 +138,11 @@ def test_with_fewer_slots_each_adapter_comes_to_the_same_numbers(model, sources,
 
 def test_traits_say_what_the_scheduler_needs(model, sources):
     adapters = load(configure(model, sources.values(), max_loras=2))
-    assert adapters.residency is not None
     for name, source in sources.items():
         traits = adapters.traits[source.digest]
         assert traits.rank == -(-RANKS[name] // 16) * 16
         assert traits.invocation_tokens == (INVOCATION if name == "activated" else None)
-        assert traits.num_bytes == adapters.residency.num_bytes(source.digest)
+        assert traits.num_bytes == adapters.report(source.digest).device_bytes
 
 
 def damaged(source: AdapterSource, directory: Path, weights=None, **fields) -> AdapterSource:
@@ -219,11 +225,10 @@ def test_a_load_that_fails_ends_the_requests_of_its_adapter_alone(model, sources
     wanted = requests(sources, 18)
     expected = tokens(run(build_engine(configure(model, sources.values())), wanted))
     loop = build_engine(configure(model, sources.values(), max_loras=2))
-    broken = next(weights for weights in host_copies(loop) if weights.num_pages["qkv"] == 2)
     write = AdapterBank.write
 
     def fail(bank, slot, weights):
-        if weights is broken:
+        if weights.num_pages["qkv"] == 2:
             raise OSError("the copy broke off")
         return write(bank, slot, weights)
 
@@ -242,9 +247,3 @@ def test_a_load_that_fails_ends_the_requests_of_its_adapter_alone(model, sources
     monkeypatch.undo()
     again = {g.request_id: expected[g.request_id] for g in broken_ones}
     assert tokens(run(loop, broken_ones)) == again
-
-
-def host_copies(loop: EngineLoop):
-    residency = loop._adapters.residency
-    assert residency is not None
-    return residency._host.values()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_models import make_tiny_model
 
-from branchline.engine import client as client_module
+from branchline.engine import calls as calls_module
 from branchline.engine.cache_types import PrefixTarget
 from branchline.engine.client import EngineClient
 from branchline.engine.config import EngineConfig
@@ -58,32 +58,32 @@ async def test_calls(model: Path) -> None:
     async with started(model) as client:
         target = PrefixTarget(prompt_token_ids=PROMPT, tenant="default")
         with pytest.raises(RequestError, match="prefix cache") as caught:
-            await client.pin_prefix(target, 60)
+            await client.calls.pin_prefix(target, 60)
         assert caught.value.field == "prompt"
         assert await run(client, "cold") == 0
-        report = await client.report_cache(10)
+        report = await client.calls.report_cache(10)
         assert (report.enabled, report.num_cached, report.pins) == (True, 2, [])
         assert [prefix.num_tokens for prefix in report.prefixes] == [32]
-        assert (await client.report_cache(0)).prefixes == []
+        assert (await client.calls.report_cache(0)).prefixes == []
 
-        pin = await client.pin_prefix(target, 60)
+        pin = await client.calls.pin_prefix(target, 60)
         assert (pin.num_blocks, pin.num_tokens) == (2, 32)
         assert 0 < pin.expires_in <= 60
-        assert [p.pin_id for p in (await client.report_cache(0)).pins] == [pin.pin_id]
+        assert [p.pin_id for p in (await client.calls.report_cache(0)).pins] == [pin.pin_id]
         assert client.stats.num_pinned_blocks == 2
-        assert await client.remove_pin(pin.pin_id)
-        assert not await client.remove_pin(pin.pin_id)
+        assert await client.calls.remove_pin(pin.pin_id)
+        assert not await client.calls.remove_pin(pin.pin_id)
 
         assert await run(client, "warm") == 32
-        assert await client.reset_cache() == 2
+        assert await client.calls.reset_cache() == 2
         assert await run(client, "cold again") == 0
-        assert client._calls == {}
+        assert client.calls._waiting == {}
 
 
 async def test_calls_at_once_get_their_own_answers(model: Path) -> None:
     async with started(model) as client:
         await run(client, "cold")
-        reports = await asyncio.gather(*(client.report_cache(n % 2) for n in range(20)))
+        reports = await asyncio.gather(*(client.calls.report_cache(n % 2) for n in range(20)))
         assert [len(report.prefixes) for report in reports] == [0, 1] * 10
 
 
@@ -92,17 +92,21 @@ async def test_an_engine_that_dies_ends_its_calls(model: Path) -> None:
         os.kill(client.pid, signal.SIGSTOP)
         calls = [
             asyncio.create_task(call)
-            for call in (client.report_cache(1), client.reset_cache(), client.remove_pin("x"))
+            for call in (
+                client.calls.report_cache(1),
+                client.calls.reset_cache(),
+                client.calls.remove_pin("x"),
+            )
         ]
         async with asyncio.timeout(10):
-            while len(client._calls) < 3:
+            while len(client.calls._waiting) < 3:
                 await asyncio.sleep(0)
             os.kill(client.pid, signal.SIGKILL)
             results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(result) for result in results] == [EngineDeadError] * 3
         with pytest.raises(EngineDeadError):
-            await client.reset_cache()
-        assert client._calls == {}
+            await client.calls.reset_cache()
+        assert client.calls._waiting == {}
 
 
 async def test_an_engine_that_gives_no_answer_is_not_waited_for(
@@ -110,31 +114,31 @@ async def test_an_engine_that_gives_no_answer_is_not_waited_for(
 ) -> None:
     async with started(model) as client:
         os.kill(client.pid, signal.SIGSTOP)
-        monkeypatch.setattr(client_module, "CALL_SECONDS", 0.05)
+        monkeypatch.setattr(calls_module, "CALL_SECONDS", 0.05)
         with pytest.raises(TimeoutError):
-            await client.report_cache(1)
+            await client.calls.report_cache(1)
         monkeypatch.undo()
         os.kill(client.pid, signal.SIGCONT)
         # The late answer finds nobody, and the next call gets its own.
-        assert (await client.report_cache(1)).block_size == client.info.block_size
+        assert (await client.calls.report_cache(1)).block_size == client.info.block_size
 
 
 async def test_a_caller_that_leaves_is_forgotten(model: Path) -> None:
     async with started(model) as client:
-        call = asyncio.create_task(client.report_cache(1))
+        call = asyncio.create_task(client.calls.report_cache(1))
         async with asyncio.timeout(10):
-            while not client._calls:
+            while not client.calls._waiting:
                 await asyncio.sleep(0)
             call.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await call
-            assert client._calls == {}
-            assert (await client.report_cache(1)).enabled
+            assert client.calls._waiting == {}
+            assert (await client.calls.report_cache(1)).enabled
 
 
 async def test_what_can_not_be_sent_is_refused(model: Path) -> None:
     async with started(model) as client:
         target = PrefixTarget(prompt_token_ids=[2**70], tenant="default")
         with pytest.raises(RequestError, match="can't be sent"):
-            await client.pin_prefix(target, 60)
+            await client.calls.pin_prefix(target, 60)
         assert await run(client, "after") == 0

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from branchline.engine.adapter_calls import AdapterAnswer
 from branchline.engine.cache_types import PrefixTarget
 from branchline.engine.errors import RequestError
 from branchline.engine.messages import CallDone, FromEngine, PinPrefix, StepDone, ToEngine
 from branchline.engine.process import EngineServer
 from branchline.engine.types import EngineStats, TokenOutput
+from branchline.lora.tier_events import TierEvent
 
 
 @dataclass
@@ -30,12 +32,23 @@ class Socket:
         self.sent.append(msgspec.msgpack.decode(payload, type=FromEngine))
 
 
+class Adapters:
+    """No adapters, and nothing to say of them."""
+
+    def events(self) -> list[TierEvent]:
+        return []
+
+    def answers(self) -> list[AdapterAnswer]:
+        return []
+
+
 @dataclass
 class Loop:
     """Gives ``outputs`` in its next turn, without a step."""
 
     outputs: list[TokenOutput] = field(default_factory=list)
     num_steps: int = 0
+    adapters: Adapters = field(default_factory=Adapters)
 
     @property
     def has_work(self) -> bool:

@@ -24,19 +24,30 @@ PLAIN: dict[str, Any] = {
 REFUSED: list[tuple[str, Any, str]] = [
     ("peft_type", "ADALORA", "LORA"),
     ("peft_type", None, "LORA"),
-    ("use_dora", True, "DoRA"),
     ("alora_invocation_tokens", "<|im_start|>", "list of token ids"),
     ("alora_invocation_tokens", 5, "list of token ids"),
     ("alora_invocation_tokens", [1, -1], "list of token ids"),
     ("alora_invocation_tokens", [1, 2.0], "list of token ids"),
     ("alora_invocation_tokens", [True], "list of token ids"),
     ("alora_invocation_tokens", [1] * 5000, "at most 4096"),
-    ("bias", "all", "none"),
-    ("bias", "lora_only", "none"),
-    ("lora_bias", True, "false"),
-    ("modules_to_save", ["lm_head"], "null"),
-    ("trainable_token_indices", [5], "null"),
-    ("trainable_token_indices", {"embed_tokens": [5]}, "null"),
+    ("use_dora", "yes", "true or false"),
+    ("use_dora", 1, "true or false"),
+    ("bias", "some", "one of none, all, lora_only"),
+    ("bias", True, "one of none, all, lora_only"),
+    ("lora_bias", "yes", "true or false"),
+    ("ensure_weight_tying", 1, "true or false"),
+    ("modules_to_save", "lm_head", "list of names"),
+    ("modules_to_save", [""], "every module"),
+    ("modules_to_save", ["("], "regular expression"),
+    ("modules_to_save", [f"m{i}" for i in range(300)], "at most 256"),
+    ("trainable_token_indices", 5, "token ids"),
+    ("trainable_token_indices", [-1], "token ids"),
+    ("trainable_token_indices", [1.0], "token ids"),
+    ("trainable_token_indices", [True], "token ids"),
+    ("trainable_token_indices", {"embed_tokens": 5}, "token ids"),
+    ("trainable_token_indices", {"a": [1], "b": [1], "c": [1]}, "embed_tokens and lm_head"),
+    ("trainable_token_indices", [3, 4, 3], "twice"),
+    ("trainable_token_indices", list(range(70_000)), "at most 65536"),
     ("fan_in_fan_out", True, "false"),
     ("megatron_config", {"tensor_model_parallel_size": 2}, "Megatron"),
     ("layer_replication", [[0, 2], [1, 3]], "null"),
@@ -91,6 +102,16 @@ SERVED: list[tuple[str, Any]] = [
     ("init_lora_weights", "gaussian"),
     ("init_lora_weights", "eva"),
     ("init_lora_weights", "orthogonal"),
+    ("use_dora", True),
+    ("use_dora", None),
+    ("bias", "all"),
+    ("bias", "lora_only"),
+    ("lora_bias", True),
+    ("ensure_weight_tying", True),
+    ("modules_to_save", ["lm_head", "model.norm"]),
+    ("trainable_token_indices", [5]),
+    ("trainable_token_indices", {"embed_tokens": [5], "lm_head": [6, 5]}),
+    ("trainable_token_indices", []),
     ("modules_to_save", None),
     ("modules_to_save", []),
     ("loftq_config", {}),
@@ -119,6 +140,12 @@ WITHOUT_EFFECT: list[tuple[str, Any]] = [
     ("lora_alpha", 16.0),
     ("next_years_config", None),
     ("alora_invocation_tokens", []),
+    ("use_dora", False),
+    ("lora_bias", None),
+    ("bias", "none"),
+    ("modules_to_save", []),
+    ("trainable_token_indices", None),
+    ("ensure_weight_tying", True),
 ]
 WITH_EFFECT: list[tuple[str, Any]] = [
     ("r", 4),
@@ -127,6 +154,11 @@ WITH_EFFECT: list[tuple[str, Any]] = [
     ("rank_pattern", {"q_proj": 4}),
     ("alpha_pattern", {"q_proj": 4}),
     ("alora_invocation_tokens", [1, 2]),
+    ("use_dora", True),
+    ("lora_bias", True),
+    ("bias", "all"),
+    ("modules_to_save", ["lm_head"]),
+    ("trainable_token_indices", [1, 2]),
 ]
 
 
@@ -156,18 +188,6 @@ def test_every_field_that_peft_writes_by_default_is_taken() -> None:
     fields["peft_type"], fields["target_modules"] = "LORA", list(fields["target_modules"])
     config = AdapterConfig.from_fields(fields)
     assert (config.rank, config.alpha, config.target_modules) == (8, 8.0, ("q_proj",))
-
-
-def test_the_first_matching_pattern_wins() -> None:
-    module = "model.layers.1.self_attn.q_proj"
-    for pattern, rank in (
-        ({"q_proj": 2, r"layers\.1\..*": 3}, 2),
-        ({r"layers\.1\..*": 3, "q_proj": 2}, 3),
-        ({"_proj": 2}, 8),
-        ({"^q_proj": 2}, 8),
-    ):
-        config = AdapterConfig.from_fields(with_field("rank_pattern", pattern))
-        assert config.rank_of(module) == rank
 
 
 @pytest.fixture
@@ -237,6 +257,14 @@ def test_digest_sees_the_order_of_patterns(adapter_dir: Path) -> None:
     assert digests[0] != digests[1]
 
 
+def test_digest_sees_which_rows_of_which_table_are_trained(adapter_dir: Path) -> None:
+    digests = set()
+    for rows in ([1, 2], [2, 1], {"lm_head": [1, 2]}, {"embed_tokens": [1], "lm_head": [2]}):
+        write_config(adapter_dir, with_field("trainable_token_indices", rows))
+        digests.add(digest_adapter(adapter_dir))
+    assert len(digests) == 4
+
+
 def test_config_and_weights_cannot_trade_bytes(adapter_dir: Path) -> None:
     """No config can be continued in the weights: the length of the config is hashed."""
     before = digest_adapter(adapter_dir)
@@ -249,6 +277,14 @@ def test_config_and_weights_cannot_trade_bytes(adapter_dir: Path) -> None:
 def test_refuses_what_is_no_json_object(adapter_dir: Path, text: str) -> None:
     (adapter_dir / "adapter_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(AdapterError, match=r"adapter_config\.json"):
+        AdapterConfig.from_directory(adapter_dir)
+
+
+def test_refuses_a_field_that_is_there_twice(adapter_dir: Path) -> None:
+    """Whichever wins, someone may have read the other."""
+    text = json.dumps(PLAIN)[:-1] + ', "r": 16}'
+    (adapter_dir / "adapter_config.json").write_text(text)
+    with pytest.raises(AdapterError, match=r"adapter_config\.json: .*'r' is there twice"):
         AdapterConfig.from_directory(adapter_dir)
 
 

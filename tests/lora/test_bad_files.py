@@ -87,17 +87,17 @@ BAD_TENSORS: dict[str, tuple[Callable[[Tensors], None], str, str]] = {
     "unknown module": (
         swap(A0.replace("q_proj", "w_pack"), torch.ones(4, 16)),
         A0.replace("q_proj", "w_pack"),
-        "has no linear model.layers.0.self_attn.w_pack; .* down_proj, gate_proj",
+        "has no model.layers.0.self_attn.w_pack; .* down_proj, gate_proj",
     ),
     "fused module of another base": (
         swap(A0.replace("q_proj", "qkv_proj"), torch.ones(4, 16)),
         A0.replace("q_proj", "qkv_proj"),
-        "has no linear",
+        "base model has no",
     ),
     "known module in the wrong place": (
         swap(A0.replace("self_attn", "mlp"), torch.ones(4, 16)),
         A0.replace("self_attn", "mlp"),
-        "has no linear",
+        "base model has no",
     ),
     "not targeted": (
         swap(A0.replace("q_proj", "k_proj"), torch.ones(4, 16)),
@@ -107,7 +107,7 @@ BAD_TENSORS: dict[str, tuple[Callable[[Tensors], None], str, str]] = {
     "vision tower": (
         swap(A0.replace("model.model.layers", "model.vision_tower.layers"), torch.ones(4, 16)),
         A0.replace("model.model.layers", "model.vision_tower.layers"),
-        "has no linear",
+        "base model has no",
     ),
     "not PEFT's name": (swap("q.lora_A.weight", torch.ones(4, 16)), "q.lora_A.weight", "PEFT"),
     "adapter name inside": (
@@ -124,19 +124,18 @@ BAD_TENSORS: dict[str, tuple[Callable[[Tensors], None], str, str]] = {
     "bias": (swap(f"{PREFIX}model.layers.0.self_attn.q_proj.bias", torch.ones(16)), "bias", "bias"),
     "embedding LoRA": (
         swap(f"{PREFIX}model.embed_tokens.lora_embedding_A", torch.ones(4, 9)),
-        "embed_tokens",
-        "embed",
+        f"{PREFIX}model.embed_tokens.lora_embedding_A",
+        "leave it out",
     ),
-    "saved embedding": (
-        swap(f"{PREFIX}model.embed_tokens.weight", torch.ones(4, 9)),
-        "embed_tokens",
-        "embed",
+    "saved linear": (
+        swap(A0.replace("lora_A.", ""), torch.ones(16, 16)),
+        "modules_to_save",
+        "wholly trained linear is not served: model.layers.0.self_attn.q_proj",
     ),
-    "lm_head LoRA": (swap(f"{PREFIX}lm_head.lora_A.weight", torch.ones(4, 16)), "lm_head", "out"),
-    "token rows": (
-        swap(f"{PREFIX}model.embed_tokens.trainable_tokens_delta", torch.ones(4, 9)),
-        "trainable_token_indices",
-        "token",
+    "saved norm": (
+        swap(f"{PREFIX}model.norm.weight", torch.ones(16)),
+        f"{PREFIX}model.norm.weight",
+        "base model has no model.norm",
     ),
 }
 
@@ -152,7 +151,7 @@ def test_refuses_tensors_by_name(kind: str, tmp_path: Path) -> None:
 
 
 def test_refuses_targets_that_are_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="target_modules: matches no linear") as caught:
+    with pytest.raises(AdapterError, match="target_modules: matches no module") as caught:
         load(write(tmp_path, {}, target_modules=["c_attn"]))
     assert caught.value.field == "target_modules"
 

@@ -29,8 +29,7 @@ REFUSED_BESIDE_ACTIVATION: list[tuple[str, Any, str]] = [
     ("arrow_config", {"top_k": 3}, "null"),
     ("kasa_config", {"beta": 0.1}, "null"),
     ("monteclora_config", {"num_samples": 8}, "null"),
-    ("modules_to_save", ["embed_tokens"], "null"),
-    ("bias", "all", "none"),
+    ("lora_bias", True, "activated LoRA"),
 ]
 
 
@@ -40,6 +39,29 @@ def test_refuses_beside_activation(field: str, value: Any, said: str) -> None:
         AdapterConfig.from_fields({**ACTIVATED, field: value})
     assert caught.value.field == field
     assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("modules_to_save", ["embed_tokens"]), ("bias", "all"), ("trainable_token_indices", [3])],
+)
+def test_what_peft_puts_into_the_base_can_go_with_activation(field: str, value: Any) -> None:
+    config = AdapterConfig.from_fields({**ACTIVATED, field: value})
+    assert config.invocation_tokens == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("lora_bias", True), ("velora_config", {"num_groups": 2}), ("init_lora_weights", "mica")],
+)
+def test_dora_goes_alone_too(field: str, value: Any) -> None:
+    fields = {"peft_type": "LORA", "target_modules": ["q_proj"], "use_dora": True, field: value}
+    with pytest.raises(AdapterError, match="DoRA") as caught:
+        AdapterConfig.from_fields(fields)
+    assert caught.value.field == field
+    model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(64, 64)})
+    with pytest.raises(ValueError, match=r"variant|DoRA"):
+        inject_adapter_in_model(LoraConfig(**fields), model)
 
 
 @pytest.mark.parametrize(

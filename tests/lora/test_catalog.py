@@ -70,8 +70,8 @@ def test_taken_names(adapter_dir: Path) -> None:
 
 def test_a_refused_adapter_leaves_no_name(adapter_dir: Path) -> None:
     catalog = AdapterCatalog("base")
-    (adapter_dir / "adapter_config.json").write_text('{"peft_type": "LORA", "use_dora": true}')
-    with pytest.raises(AdapterError, match="use_dora"):
+    (adapter_dir / "adapter_config.json").write_text('{"peft_type": "LORA", "use_qalora": true}')
+    with pytest.raises(AdapterError, match="use_qalora"):
         catalog.register("shout", adapter_dir)
     assert catalog.names() == []
 

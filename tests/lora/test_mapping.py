@@ -12,6 +12,7 @@ import torch
 from branchline.kernels.ops import LoraRouting
 from branchline.lora import mapping
 from branchline.lora.bank import AdapterBank
+from branchline.lora.indices import Indices
 from branchline.lora.mapping import MIN_RUN_ROWS, build_mapping
 from branchline.lora.shapes import ModuleShapes
 from branchline.tests.support.lora_reference import random_weights
@@ -128,14 +129,14 @@ def test_adapters_are_tiled_by_their_number_of_pages(bank: AdapterBank) -> None:
 def test_packed_indices_are_the_same(bank: AdapterBank, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of a device, on the CPU: every index arrives, and the buffer always suffices."""
     rng = random.Random(3)
-    packed = partial(mapping._Indices, packed=True)
+    packed = partial(Indices, packed=True)
     for _ in range(200):
         count = rng.randint(1, 60)
         slots = [rng.choice([None, 0, 1, 2, 3, 4, 5, 6, 7]) for _ in range(count)]
         lengths = [rng.choice([0, 1, 1, 1, 2, 30]) for _ in range(count)]
         plain = build_mapping(slots, lengths, bank)
         with monkeypatch.context() as patch:
-            patch.setattr(mapping, "_Indices", packed)
+            patch.setattr(mapping, "Indices", packed)
             other = build_mapping(slots, lengths, bank)
         # Tensors have no equality; their printed form shows every index of small ones.
         torch.set_printoptions(threshold=100_000)

@@ -11,10 +11,10 @@ import torch
 
 from branchline.kernels import ops
 from branchline.lora.bank import AdapterBank
+from branchline.lora.errors import AdapterError
 from branchline.lora.layers import StepLora, project
 from branchline.lora.mapping import build_mapping
-from branchline.lora.residency import pages_for
-from branchline.lora.slots import SlotLease
+from branchline.lora.slots import AdapterSlots, SlotLease
 from branchline.tests.support.lora_reference import dense_project
 from branchline.tests.support.residency_house import DIGESTS, SHAPES, House
 
@@ -35,7 +35,6 @@ def test_a_wanted_adapter_is_ready_once_it_is_copied() -> None:
     house.acquire("a")
     house.check()
     assert (house.residency.num_loads, house.residency.num_loading) == (1, 0)
-    assert house.residency.num_bytes("a") == house.host["a"].num_bytes
 
 
 def test_loads_start_in_the_order_wanted_while_slots_are_free() -> None:
@@ -147,13 +146,18 @@ def test_an_unknown_adapter_is_a_failure_and_no_exception() -> None:
     assert house.states() == {"b": "loading"}
 
 
-def test_a_bank_that_is_too_small_fails_the_load_and_loses_nothing() -> None:
+def test_an_adapter_that_is_too_large_for_the_bank_is_refused_and_nothing_is_lost() -> None:
     house = House(2)
+    header = house.tier._headers["c"]
     house.bank = AdapterBank(SHAPES, 2, 1, torch.float32, "cpu", 2)
+    house.slots = AdapterSlots(2)
     house.wire()
-    house.residency.advance(["c", "a"])
-    assert house.residency.failures() == {"c": "qkv: needs 4 pages of 16 ranks, 1 are free"}
-    assert house.states() == {"a": "loading"}
+    with pytest.raises(AdapterError, match=r"needs 4 pages of 16 ranks for qkv, at most 1 can be"):
+        house.residency.register("c", header)
+    assert "c" not in house.slots
+    house.residency.register("a", house.tier._headers["a"])
+    house.residency.advance(["a"])
+    assert house.slots.state("a") == "loading"
     house.residency.check()
 
 
@@ -164,13 +168,6 @@ def test_closing_fails_what_has_not_begun() -> None:
     assert house.residency.advance([]) == []
     assert house.residency.failures() == {"a": "the engine is stopping"}
     house.check()
-
-
-def test_pages_for_any_set_of_so_many_adapters() -> None:
-    counts = [{"qkv": 1, "o": 4}, {"qkv": 3}, {"qkv": 2, "down": 1}]
-    assert pages_for(counts, 1) == {"qkv": 3, "o": 4, "down": 1}
-    assert pages_for(counts, 2) == {"qkv": 5, "o": 4, "down": 1}
-    assert pages_for(counts, 3) == pages_for(counts, 9) == {"qkv": 6, "o": 4, "down": 1}
 
 
 @pytest.mark.parametrize("damage", ["slot", "pages", "load"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,15 @@ from fake_engine import FakeEngine
 from fastapi import FastAPI
 from tiny_models import make_tiny_tokenizer
 
-from branchline.engine.config import AdapterSource, EngineConfig
+from branchline.engine.config import EngineConfig
 from branchline.server.access import Access, parse_access
-from branchline.server.adapters import Catalog, ServedModel
+from branchline.server.adapter_loader import AdapterLoader
+from branchline.server.adapter_parts import AdapterParts
+from branchline.server.adapter_sources import SourcePolicy
+from branchline.server.adapter_state import StateDirectory
+from branchline.server.adapter_text import TextStore
 from branchline.server.app import create_app
+from branchline.server.catalog import Catalog, ServedModel
 from branchline.server.config import Limits, ServeConfig
 from branchline.server.services import Services, build_services
 from branchline.server.supervisor import EngineSupervisor
@@ -74,13 +81,19 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
 
 
 def catalog() -> Catalog:
-    models = [
-        ServedModel(BASE, "/models/base"),
-        ServedModel(ADAPTER, "/adapters/a", "digest-a"),
-        ServedModel(TEMPLATED, "/adapters/b", "digest-b", TEMPLATE),
-    ]
-    sources = tuple(AdapterSource(digest=m.digest, path=m.root) for m in models if m.digest)
-    return Catalog(models[0], {model.name: model for model in models}, sources)
+    catalog = Catalog("/models/base", [BASE])
+    catalog.put(ADAPTER, {1: ServedModel(ADAPTER, "/adapters/a", "digest-a", version=1)}, 1)
+    templated = ServedModel(TEMPLATED, "/adapters/b", "digest-b", TEMPLATE, version=1)
+    catalog.put(TEMPLATED, {1: templated}, 1)
+    return catalog
+
+
+def adapter_parts(tokenizer: Tokenizer, loader: Any = None) -> AdapterParts:
+    """A state directory that goes with its owner, and a loader, by default one never started."""
+    directory = tempfile.TemporaryDirectory(prefix="branchline-test-")
+    state = StateDirectory(directory.name)
+    weakref.finalize(state, directory.cleanup)
+    return AdapterParts(state, loader or AdapterLoader(), TextStore("/models/base", tokenizer))
 
 
 def access(**options: Any) -> Access:
@@ -95,6 +108,8 @@ def make_services(
     who: Access | None = None,
     host: str = "127.0.0.1",
     engine_options: Mapping[str, Any] = MappingProxyType({}),
+    loader: Any = None,
+    adapter_root: str = "/adapters",
     **limits: Any,
 ) -> Services:
     config = ServeConfig(
@@ -102,8 +117,12 @@ def make_services(
         access=who or Access(),
         host=host,
         limits=Limits(**limits),
+        sources=SourcePolicy(roots=(adapter_root,)),
     )
-    return build_services(config, catalog(), tokenizer, EngineSupervisor(engine), created=1)
+    supervisor = EngineSupervisor(engine)
+    return build_services(
+        config, catalog(), tokenizer, supervisor, adapter_parts(tokenizer, loader), created=1
+    )
 
 
 def make_client(app: FastAPI, base_url: str = "http://test") -> httpx.AsyncClient:

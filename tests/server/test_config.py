@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from branchline import __version__, cli
 from branchline.engine.config import EngineConfig
 from branchline.server import serve as serve_module
 from branchline.server.access import TenantKey, digest_key
-from branchline.server.adapters import CatalogError, open_catalog
+from branchline.server.adapter_start import AdapterStartError, named_sources
+from branchline.server.catalog import Catalog
 from branchline.server.config import AdapterSpec, ServeConfig
 from branchline.server.hub import NotFoundError, find_directory
 from branchline.server.sampling import read_defaults
@@ -102,6 +104,27 @@ def test_flags_and_the_engines_defaults_agree(monkeypatch: pytest.MonkeyPatch) -
     assert EngineConfig(model="m").max_queued_requests is None
 
 
+def test_flags_of_adapters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse(
+        monkeypatch,
+        *("m", "--state-dir", "state", "--adapter-root", "/a", "--adapter-root", "b"),
+        *("--adapter-source", "https://host/x", "--adapter-source", "hf://org"),
+        *("--max-adapter-mb", "1.5", "--adapter-fetch-timeout", "7"),
+        *("--adapter-versions-kept", "2", "--adapter-host-gb", "0.5"),
+    )
+    assert config.state_dir == "state"
+    assert config.sources.roots == ("/a", str(tmp_path / "b"))
+    assert config.sources.prefixes == ("https://host/x", "hf://org")
+    assert (config.sources.max_bytes, config.sources.timeout) == (3 << 19, 7)
+    assert config.adapter_versions_kept == 2
+    assert config.engine.adapter_host_gb == 0.5
+    plain = parse(monkeypatch, "m")
+    assert (plain.state_dir, plain.adapter_versions_kept) == (None, 4)
+    assert (plain.sources.max_bytes, plain.sources.timeout) == (2 << 30, 300)
+    assert plain.sources.roots == plain.sources.prefixes == ()
+
+
 def test_a_files_switch_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("model: m\nenable-prefix-caching: false\nshare-prefixes: true\n")
@@ -164,6 +187,10 @@ def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (("m", "--tenant-kv-share", "1.1"), ("--tenant-kv-share", "at most 1")),
         (("m", "--max-loras", "9" * 20), ("--max-loras", "at most 2147483647")),
         (("m", "--max-queued-requests", "9" * 20), ("--max-queued-requests", "at most")),
+        (("m", "--adapter-source", "ftp://x"), ("--adapter-source", "ftp://x")),
+        (("m", "--adapter-versions-kept", "-1"), ("--adapter-versions-kept", "0")),
+        (("m", "--max-adapter-mb", "inf"), ("--max-adapter-mb", "finite")),
+        (("m", "--adapter-host-gb", "-1"), ("--adapter-host-gb", "0 or more")),
         (("m", "another"), ("too many words", "MODEL")),
     ],
 )
@@ -271,11 +298,22 @@ def test_directories_and_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "\n" not in str(caught.value)
 
 
-def test_adapters_of_a_catalog(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match=r"adapter a: .*adapter_config\.json"):
-        open_catalog(str(tmp_path), ["base"], [AdapterSpec("a", str(tmp_path))])
-    with pytest.raises(CatalogError, match="taken"):
-        open_catalog(str(tmp_path), ["one", "two"], [AdapterSpec("two", str(tmp_path))])
+@pytest.mark.parametrize(
+    ("names", "path", "words"),
+    [
+        (["two"], None, "adapter two: name: 'two' is the name of the base model"),
+        (["a", "a"], None, "adapter a: name: 'a' is the name of another adapter"),
+        (["../../etc"], None, "is not a name"),
+        (["x/versions"], None, "verb"),
+        (["a"], "/no/such/adapter", "adapter a: path: there is no directory /no/such/adapter"),
+    ],
+)
+def test_adapters_of_the_command_line_that_are_refused(
+    tmp_path: Path, names: list[str], path: str | None, words: str
+) -> None:
+    specs = [AdapterSpec(name, path or str(tmp_path)) for name in names]
+    with pytest.raises(AdapterStartError, match=re.escape(words)):
+        named_sources(specs, Catalog("/models/base", ["one", "two"]))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from branchline.server.services import build_services
 from branchline.server.supervisor import EngineSupervisor
 from branchline.server.tokenizer import Tokenizer
 
-from .conftest import BASE, catalog, make_services
+from .conftest import BASE, adapter_parts, catalog, make_services
 
 BODY = {"model": BASE, "prompt": "x", "max_tokens": 500}
 
@@ -49,7 +49,8 @@ async def running(
 
     config = replace(make_services(tokenizer, engine).config, shutdown_timeout=shutdown_timeout)
     supervisor = EngineSupervisor(engine, start if restart else None)
-    services = build_services(config, catalog(), tokenizer, supervisor, created=1)
+    parts = adapter_parts(tokenizer)
+    services = build_services(config, catalog(), tokenizer, supervisor, parts, created=1)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

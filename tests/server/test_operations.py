@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import pytest
 from fake_engine import FakeEngine
 
 from branchline.server.access import Tenant
@@ -71,23 +70,15 @@ async def test_metrics_tell_who_works(harness: Harness) -> None:
         num_waiting=1,
         num_free_blocks=25,
         running_adapters=["digest-a"],
+        max_adapters=2,
     )
-    with harness.services.metrics.in_flight(ADAPTER, Tenant()):
+    model = harness.services.catalog.resolve(ADAPTER)
+    with harness.services.metrics.in_flight(model, Tenant()):
         text = (await harness.client.get("/metrics")).text
     assert 'vllm:num_requests_running{model_name="base"} 2.0' in text
     assert 'vllm:kv_cache_usage_perc{model_name="base"} 0.75' in text
     info = 'max_lora="2",running_lora_adapters="tenant-a",waiting_lora_adapters=""'
     assert f"vllm:lora_requests_info{{{info}}}" in text
-
-
-@pytest.mark.parametrize(("max_loras", "shown"), [(None, 2), (1, 1), (9, 2)])
-async def test_metrics_tell_how_many_adapters_fit(
-    tokenizer: Tokenizer, max_loras: int | None, shown: int
-) -> None:
-    services = make_services(tokenizer, FakeEngine(), engine_options={"max_loras": max_loras})
-    async with make_client(create_app(services)) as client:
-        text = (await client.get("/metrics")).text
-    assert f'vllm:lora_requests_info{{max_lora="{shown}",' in text
 
 
 async def test_metrics_count_by_model(harness: Harness) -> None:

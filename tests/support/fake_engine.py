@@ -5,6 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 
+from branchline.engine.adapter_types import (
+    AdapterEvent,
+    AdapterReport,
+    FreedAdapter,
+    PinTier,
+)
 from branchline.engine.cache_types import (
     CacheReport,
     NamespaceReport,
@@ -21,6 +27,7 @@ from branchline.engine.types import (
     TokenLogprobs,
     TokenOutput,
 )
+from branchline.tests.support.fake_engine_adapters import EngineAdapters
 
 Script = Callable[[GenerationRequest], Iterable[int]]
 
@@ -75,6 +82,43 @@ class FakeEngine:
         self.retry_after: float | None = None
         self.num_cached: Callable[[GenerationRequest], int] = lambda request: 3
         self.cache = FakeCache(self)
+        self.on_adapter_event: Callable[[AdapterEvent], None] = lambda event: None
+        self.adapters = EngineAdapters(lambda event: self.on_adapter_event(event))
+
+    @property
+    def calls(self) -> FakeEngine:
+        """What it can be asked: itself."""
+        return self
+
+    async def add_adapter(self, digest: str, path: str) -> AdapterReport:
+        """Add to ``adapters``; the file must be there."""
+        await self._live()
+        return await self.adapters.add(digest, path)
+
+    async def remove_adapter(self, digest: str) -> FreedAdapter:
+        """Remove from ``adapters``."""
+        await self._live()
+        return await self.adapters.remove(digest)
+
+    async def load_adapter(self, digest: str, tier: PinTier) -> AdapterReport:
+        """Load in ``adapters``."""
+        await self._live()
+        return await self.adapters.load(digest, tier)
+
+    async def evict_adapter(self, digest: str, tier: PinTier) -> AdapterReport:
+        """Evict in ``adapters``."""
+        await self._live()
+        return await self.adapters.evict(digest, tier)
+
+    async def pin_adapter(self, digest: str, tier: PinTier | None) -> AdapterReport:
+        """Pin in ``adapters``."""
+        await self._live()
+        return await self.adapters.pin(digest, tier)
+
+    async def report_adapters(self, digests: list[str] | None = None) -> list[AdapterReport]:
+        """The reports of ``adapters``."""
+        await self._live()
+        return await self.adapters.report(digests)
 
     async def report_cache(self, max_prefixes: int) -> CacheReport:
         """The report of ``cache``."""

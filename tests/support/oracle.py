@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.lora.variants import calculate_alora_offsets
+from reference_adapters import add_adapter, base_for, load_base, shares_base
 from sampling_rule import Context, Decision, decide
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from branchline.engine.types import SamplingParams, TokenLogprobs
 
@@ -27,28 +27,29 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
 
 
 class Reference:
-    """transformers + peft, float32, on the CPU; adapters by the names that tests use."""
+    """transformers + peft, float32, on the CPU; adapters by the names that tests use.
+
+    Plain adapters share one base. One that is more (see ``reference_adapters``) is put on a base
+    of its own: PEFT writes its biases and tables into the base, or needs another vocabulary.
+    """
 
     def __init__(
         self, model_dir: str | Path, adapters: Mapping[str, str | Path] | None = None
     ) -> None:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(model_dir), dtype=torch.float32, attn_implementation="eager"
-        )
-        eos = model.generation_config.eos_token_id
+        base = load_base(model_dir)
+        eos = base.generation_config.eos_token_id
         self.eos_token_ids: list[int] = [eos] if isinstance(eos, int) else list(eos or [])
         # PEFT finds modules by name: an adapter called like one ("up", "base") would confuse it.
         self._names = {name: f"a{i}" for i, name in enumerate(adapters or {})}
         self._peft: PeftModel | None = None
+        self._own: dict[str, PeftModel] = {}
         for name, path in (adapters or {}).items():
-            self._peft = self._load(model, self._names[name], str(path))
-        self._model = (self._peft or model).float().eval()
-
-    def _load(self, model: torch.nn.Module, name: str, path: str) -> PeftModel:
-        if self._peft is None:
-            return PeftModel.from_pretrained(model, path, adapter_name=name, torch_device="cpu")
-        self._peft.load_adapter(path, adapter_name=name, torch_device="cpu")
-        return self._peft
+            if shares_base(Path(path)):
+                self._peft = add_adapter(self._peft or base, self._names[name], Path(path))
+            else:
+                own = base_for(Path(path), model_dir)
+                self._own[name] = add_adapter(own, self._names[name], Path(path)).float().eval()
+        self._model = (self._peft or base).float().eval()
 
     def next_logits(
         self,
@@ -58,9 +59,9 @@ class Reference:
     ) -> Tensor:
         """[T, V] float32: row i is for what follows token i. One forward, no cache.
 
-        Where an activated LoRA begins is decided, as PEFT's ``generate`` does, by the first
-        ``num_prompt_tokens`` tokens (None: all of them); its ``forward`` alone would take the last
-        invocation in the output as well.
+        V is the adapter's own vocabulary, where it has one. Where an activated LoRA begins is
+        decided, as PEFT's ``generate`` does, by the first ``num_prompt_tokens`` tokens (None: all
+        of them); its ``forward`` alone would take the last invocation in the output as well.
         """
         count = len(token_ids) if num_prompt_tokens is None else num_prompt_tokens
         offset = self._alora_offset(token_ids[:count], adapter)
@@ -68,11 +69,16 @@ class Reference:
             offset += len(token_ids) - count
         return self._forward(token_ids, adapter, offset)[0]
 
+    def _peft_of(self, adapter: str | None) -> PeftModel | None:
+        """The PEFT model that a request of this adapter (None: the base) runs on."""
+        return self._peft if adapter is None else self._own.get(adapter, self._peft)
+
     def _alora_offset(self, prompt: Sequence[int], adapter: str | None) -> int | None:
         """How many tokens at the prompt's end PEFT gives an aLoRA; None: none, or a plain LoRA."""
-        if adapter is None or self._peft is None:
+        peft = self._peft_of(adapter)
+        if adapter is None or peft is None:
             return None
-        configs, name = self._peft.peft_config, self._names[adapter]
+        configs, name = peft.peft_config, self._names[adapter]
         if not configs[name].alora_invocation_tokens:
             return None
         offsets: list[int | None] = calculate_alora_offsets(
@@ -89,17 +95,19 @@ class Reference:
         cache: object = None,
     ) -> tuple[Tensor, object]:
         arguments = {"input_ids": torch.tensor([list(token_ids)]), "past_key_values": cache}
-        if self._peft is None or adapter is not None:
-            if adapter is not None:
-                assert self._peft is not None, f"no adapter {adapter!r} was given"
-                self._peft.set_adapter(self._names[adapter])
-                if self._peft.active_peft_config.alora_invocation_tokens:
-                    # A list even for None, or PEFT would search these tokens for an invocation.
-                    arguments["alora_offsets"] = [alora_offset]
+        peft = self._peft_of(adapter)
+        if adapter is not None:
+            assert peft is not None, f"no adapter {adapter!r} was given"
+            peft.set_adapter(self._names[adapter])
+            if peft.active_peft_config.alora_invocation_tokens:
+                # A list even for None, or PEFT would search these tokens for an invocation.
+                arguments["alora_offsets"] = [alora_offset]
+            output = peft(**arguments, use_cache=True)
+        elif peft is None:
             output = self._model(**arguments, use_cache=True)
         else:
-            with self._peft.disable_adapter():
-                output = self._model(**arguments, use_cache=True)
+            with peft.disable_adapter():
+                output = peft(**arguments, use_cache=True)
         return output.logits[0].float(), output.past_key_values
 
 

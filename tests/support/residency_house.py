@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import cast
 
 import torch
 
 from branchline.kernels import ops
 from branchline.lora.bank import AdapterBank
-from branchline.lora.residency import AdapterResidency, pages_for
+from branchline.lora.formatted import read_header, write_formatted
+from branchline.lora.host_adapters import HostAdapters
+from branchline.lora.residency import AdapterResidency
 from branchline.lora.shapes import ModuleShapes
 from branchline.lora.slots import AdapterSlots, SlotLease
 from branchline.lora.weights import AdapterWeights
@@ -33,12 +37,18 @@ DIGESTS = tuple(RANKS)
 
 
 class ManualCopies:
-    """Copies when the test says so, in the order they were asked for."""
+    """Copies when the test says so, in the order they were asked for.
+
+    ``may_overlap``: nothing that is copied is read by steps.
+    """
 
     def __init__(self) -> None:
         self.jobs: deque[tuple[Future[int], Callable[[], int]]] = deque()
+        self.bytes_per_second: float | None = None
+        self.may_overlap = False
 
     def submit(self, job: Callable[[], int], *, after_launched: bool = True) -> Future[int]:
+        assert after_launched or self.may_overlap, "a launched step may still read it"
         future: Future[int] = Future()
         self.jobs.append((future, job))
         return future
@@ -56,8 +66,37 @@ class ManualCopies:
             future.cancel()
 
 
+class Reads(ManualCopies):
+    """Files into host memory, which no step reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_overlap = True
+
+
+class PromptCopies(Reads):
+    """Copies as soon as they are asked for."""
+
+    def submit(self, job: Callable[[], int], *, after_launched: bool = True) -> Future[int]:
+        future = super().submit(job, after_launched=after_launched)
+        self.run()
+        return future
+
+
+def pages_for(adapters: Iterable[Mapping[str, int]], num_slots: int) -> dict[str, int]:
+    """Pages of each group that hold any ``num_slots`` of these adapters at once."""
+    counts: dict[str, list[int]] = {}
+    for num_pages in adapters:
+        for name, count in num_pages.items():
+            counts.setdefault(name, []).append(count)
+    return {name: sum(sorted(held)[-num_slots:]) for name, held in counts.items()}
+
+
 class House:
-    """Adapters a to f in host memory, and a bank for some of them."""
+    """Adapters a to f in host memory, and a bank for some of them.
+
+    A load costs nothing but its bytes, so that the least recently used one goes first.
+    """
 
     def __init__(
         self,
@@ -71,18 +110,28 @@ class House:
         for digest, ranks in RANKS.items():
             weights = random_weights(SHAPES, ranks, generator).as_dtype(dtype)
             self.host[digest] = weights
+        self._folder = tempfile.TemporaryDirectory()
+        size = sum(weights.num_bytes + 256 for weights in self.host.values())
+        self.tier = HostAdapters(size, torch.device(device), cast("ops.CopyThread", PromptCopies()))
         num_pages = pages_for((w.num_pages for w in self.host.values()), num_slots)
         self.bank = AdapterBank(SHAPES, 2, num_pages, dtype, device, num_slots)
         self.slots = AdapterSlots(num_slots)
-        for digest in DIGESTS:
-            self.slots.register(digest)
         self.copies = ManualCopies()
         self.wire(copies)
+        for digest in DIGESTS:
+            path = Path(self._folder.name, digest)
+            write_formatted(path, self.host[digest], None, {})
+            self.residency.register(digest, read_header(path))
+            self.tier.advance([digest])
+        self.tier.advance([])
+        assert self.tier.present == list(DIGESTS)
 
     def wire(self, copies: ops.CopyThread | None = None) -> None:
         """Set the residency up over the bank and the slots there are."""
         by_hand = cast("ops.CopyThread", self.copies)
-        self.residency = AdapterResidency(self.bank, self.slots, self.host, copies or by_hand)
+        self.residency = AdapterResidency(
+            self.bank, self.slots, self.tier, copies or by_hand, launch_seconds=0.0
+        )
 
     def load(self, digests: Sequence[str]) -> None:
         """Bring these in, each to its end."""

@@ -62,14 +62,7 @@ class ServerProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's series that carry ``labels``; 0 where there is none."""
-        text = httpx.get(f"{self.base_url}/metrics", timeout=10).text
-        wanted = [f'{key}="{value}"' for key, value in labels.items()]
-        total = 0.0
-        for line in text.splitlines():
-            series, _, value = line.rpartition(" ")
-            if series.partition("{")[0] == name and all(label in series for label in wanted):
-                total += float(value)
-        return total
+        return metric_of(httpx.get(f"{self.base_url}/metrics", timeout=10).text, name, **labels)
 
     @property
     def engine_pid(self) -> int:
@@ -101,22 +94,41 @@ def serve(
 ) -> Iterator[ServerProcess]:
     """A ready server for ``model``, stopped on leaving; ``arguments`` are further flags."""
     flags = [flag for name, path in (lora or {}).items() for flag in ("--lora", f"{name}={path}")]
+    with start(model, *flags, *arguments, env=env) as server:
+        server.wait_until_ready(seconds)
+        yield server
+
+
+@contextmanager
+def start(
+    model: Path | str, *arguments: str, env: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """A server that is only just starting, stopped on leaving."""
     command = [sys.executable, "-P", "-m", "branchline", "serve", str(model), "--port", "0"]
     with tempfile.TemporaryDirectory(prefix="branchline-test-") as directory:
         log = Path(directory, "output")
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, *flags, *arguments],
+                [*command, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             )
-        server = ServerProcess(process, log)
         try:
-            server.wait_until_ready(seconds)
-            yield server
+            yield ServerProcess(process, log)
         finally:
             _stop(process)
+
+
+def metric_of(text: str, name: str, **labels: str) -> float:
+    """The sum of a metric's series that carry ``labels``, in what ``/metrics`` said."""
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    total = 0.0
+    for line in text.splitlines():
+        series, _, value = line.rpartition(" ")
+        if series.partition("{")[0] == name and all(label in series for label in wanted):
+            total += float(value)
+    return total
 
 
 def wait_for(

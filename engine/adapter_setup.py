@@ -1,0 +1,71 @@
+"""The adapters an engine starts with: room for them, and those that its configuration names."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+
+from ..lora.errors import AdapterError
+from .adapter_format import FormatJob, format_adapter, formatted_path
+from .adapter_memory import adapter_budget
+from .adapters import EngineAdapters
+from .config import AdapterSource, EngineConfig
+from .models.decoder import Decoder
+from .module_shapes import module_shapes
+
+POLL_SECONDS = 0.001
+
+Progress = Callable[[str], None]
+
+
+def open_adapters(config: EngineConfig, decoder: Decoder, on_progress: Progress) -> EngineAdapters:
+    """Room for adapters, and those that ``config`` names in it.
+
+    Raises AdapterError that names the directory of one that is refused.
+    """
+    shapes = module_shapes(decoder.config)
+    budget = adapter_budget(config, shapes, decoder.dtype, decoder.device)
+    adapters = EngineAdapters.with_budget(budget, decoder)
+    if config.adapters:
+        adapters.spool = tempfile.TemporaryDirectory(prefix="branchline-adapters-")
+        for source in config.adapters:
+            on_progress(f"loading adapter {source.path}")
+            _add(adapters, source, config.model, decoder.dtype, adapters.spool.name)
+        _load_first(adapters)
+    return adapters
+
+
+def _add(
+    adapters: EngineAdapters, source: AdapterSource, model: str, dtype: torch.dtype, spool: str
+) -> None:
+    """Format one directory, unless another has the same bytes, and make it known."""
+    job = FormatJob(model, str(dtype).removeprefix("torch."), source.path, spool)
+    if source.digest in adapters.traits:
+        return
+    try:
+        digest = format_adapter(job).digest
+        adapters.add(source.digest, str(formatted_path(spool, digest)), is_alias=True)
+    except AdapterError as error:
+        raise AdapterError(f"adapter {source.path}", str(error)) from error
+
+
+def _load_first(adapters: EngineAdapters) -> None:
+    """Bring in as many as there is room for, in their order."""
+    failures: dict[str, str] = {}
+    while adapters.is_busy and not failures:
+        failures = adapters.advance((), _Nobody()).failures
+        time.sleep(POLL_SECONDS)
+    adapters.events()
+    if failures:
+        raise AdapterError("adapters", next(iter(failures.values())))
+
+
+class _Nobody:
+    """There are no requests yet."""
+
+    def num_requests_of(self, adapter: str) -> int:
+        """None."""
+        return 0

@@ -1,0 +1,49 @@
+"""Who uses which adapter, and whose way to the device nobody has paid for yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .tally import Tally
+
+
+class AdapterUse:
+    """Live requests by adapter; None, the base model, is not counted."""
+
+    def __init__(self) -> None:
+        self._live = Tally()
+        self._unpaid: set[str] = set()
+
+    def came(self, adapter: str | None) -> None:
+        """A request is live."""
+        if adapter is not None:
+            self._live.add(adapter)
+
+    def ended(self, adapter: str | None) -> None:
+        """A request has ended."""
+        if adapter is not None:
+            self._live.add(adapter, -1)
+
+    def num_requests(self, adapter: str) -> int:
+        """Live requests, running and waiting."""
+        return self._live[adapter]
+
+    def waiting(self, num_running: Mapping[str, int]) -> dict[str, int]:
+        """Requests that wait, by adapter, when so many run."""
+        waiting = {a: number - num_running.get(a, 0) for a, number in self._live.items()}
+        return {adapter: number for adapter, number in waiting.items() if number > 0}
+
+    def brought(self, adapter: str) -> None:
+        """An adapter has come to the device; who uses it first pays for that."""
+        self._unpaid.add(adapter)
+
+    def take_debt(self, adapter: str) -> bool:
+        """Whether a request that starts now has its adapter's way to pay for; it then has."""
+        if adapter not in self._unpaid:
+            return False
+        self._unpaid.remove(adapter)
+        return True
+
+    def forget(self, adapter: str) -> None:
+        """An adapter is gone."""
+        self._unpaid.discard(adapter)
