@@ -52,7 +52,10 @@ Results = dict[str, object]
 
 VOCAB_SIZE = 2000
 SHAPE = Shape(input_tokens=48, output_tokens=32, vocab_size=VOCAB_SIZE)
-KV_GB = "0.125"
+KV = ("--kv-cache-gb", "0.125")
+SMALL_KV = ("--kv-cache-gb", "0.03")
+"""Small enough to be full before memory is compared: the cached prefixes of every version stay."""
+
 CHURN_ADAPTERS = 32
 """Room for twice what is ever there at once while adapters come and go."""
 
@@ -147,7 +150,7 @@ class Bench:
     def flags(self, name: str) -> list[str]:
         """What every server has; each keeps its state in a directory of its own."""
         return [
-            *("--adapter-root", str(self.store.root), "--kv-cache-gb", KV_GB),
+            *("--adapter-root", str(self.store.root)),
             *("--num-threads", str(self.plan.num_threads)),
             *("--max-num-seqs", str(self.plan.max_num_seqs)),
             *("--state-dir", str(self.state(name))),
@@ -176,7 +179,7 @@ class Bench:
 
     async def sizes(self) -> Sizes:
         """What adapters take, on a server with room for anything."""
-        return await self.on({"sizes": []}, lambda server: Sizes.read(server.admin, self.store))
+        return await self.on({"sizes": KV}, lambda server: Sizes.read(server.admin, self.store))
 
 
 async def run_many(bench: Bench, sizes: Sizes) -> Results:
@@ -191,7 +194,7 @@ async def run_many(bench: Bench, sizes: Sizes) -> Results:
             await register(server, bench.store, names[server.name])
         return await measure_many(many, few, config)
 
-    results, served = await bench.on(dict.fromkeys(names, room.flags()), measure)
+    results, served = await bench.on({name: [*KV, *room.flags()] for name in names}, measure)
     checked = check(served, Reference(bench.model), bench.store)
     return {"plan": asdict(config), "room": asdict(room), "checked": checked} | results
 
@@ -207,7 +210,7 @@ async def run_oversubscribed(bench: Bench, sizes: Sizes) -> Results:
             await register(server, bench.store, config.num_adapters)
         return await measure_oversubscribed(roomy, tight, config)
 
-    flags = {"enough room": enough.flags(), "half of it": half.flags()}
+    flags = {"enough room": [*KV, *enough.flags()], "half of it": [*KV, *half.flags()]}
     results = await bench.on(flags, measure)
     rooms = {"enough": asdict(enough), "half": asdict(half)}
     return {"plan": asdict(config), "rooms": rooms} | results
@@ -218,7 +221,8 @@ async def run_churn(bench: Bench, sizes: Sizes) -> Results:
     config = bench.plan.churn
     room = sizes.room_for(range(CHURN_ADAPTERS))
     results, lines = await bench.on(
-        {"churn": room.flags()}, lambda server: measure_churn(server, bench.store, config)
+        {"churn": [*SMALL_KV, *room.flags()]},
+        lambda server: measure_churn(server, bench.store, config),
     )
     judged = judge(lines, Reference(bench.model), bench.store)
     click.echo(
@@ -232,7 +236,7 @@ async def run_cold(bench: Bench, sizes: Sizes) -> Results:
     """One adapter at a time, in room for all."""
     config, room = bench.plan.cold, sizes.room_for(range(CHURN_ADAPTERS))
     results = await bench.on(
-        {"cold": room.flags()},
+        {"cold": [*KV, *room.flags()]},
         lambda server: measure_cold(server, bench.store, bench.state("cold"), config),
     )
     return {"plan": asdict(config), "shapes": results}

@@ -163,7 +163,7 @@ def _add_aliases(app: FastAPI, services: Services) -> None:
         try:
             state = await answered(manager.put_alias(alias, _targets(body)))
         except ApiError as error:
-            raise _in_words_of_body(error) from error
+            raise _in_words_of_body(error, body) from error
         return json_answer(AliasEntry.of(state), 201 if is_new else 200)
 
     @app.delete(ALIAS, responses=answers(AliasRemoval))
@@ -227,8 +227,12 @@ def _targets(body: PutAlias) -> list[AliasTarget]:
     return [AliasTarget(share.adapter, share.version, share.percent) for share in body.split or ()]
 
 
-def _in_words_of_body(error: ApiError) -> ApiError:
-    """The manager says ``targets`` of what the body calls its split."""
+def _in_words_of_body(error: ApiError, body: PutAlias) -> ApiError:
+    """The manager says ``targets`` of what the body calls its split, or adapter and version."""
     if error.param != "targets":
         return error
-    return bad_field("split", error.message.removeprefix("targets: "), error.code)
+    param = "split"
+    if body.adapter is not None:
+        param = "version" if error.code == "version_not_found" else "adapter"
+    message = error.message.replace("targets: ", f"{param}: ", 1)
+    return ApiError(message, status=error.status, param=param, code=error.code)

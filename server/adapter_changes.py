@@ -52,7 +52,7 @@ class AdapterChanges:
     ) -> PutResult:
         """Fetch, check and format an adapter, then make it what ``name`` answers with."""
         self._check_free(name, self._live.registry)
-        with self._noted(name):
+        with self._noted(name), _storing():
             async with self._turns.of(name), self._room:
                 with self._live.workroom() as work:
                     prepared = await self._intake.prepare(source, work, staged=staged)
@@ -67,7 +67,7 @@ class AdapterChanges:
         None, and nothing is done, where the bytes are one of the versions of a name that answers.
         """
         self._check_free(name, self._live.registry)
-        with self._live.workroom() as work:
+        with _storing(), self._live.workroom() as work:
             async with self._room:
                 prepared = await self._intake.prepare(
                     source, work, by_operator=True, is_known=self._knows(name)
@@ -123,8 +123,12 @@ class AdapterChanges:
             await live.engine.add(digest)
             if pin is not None:
                 await self._tiers.pin_new(digest, pin)
+            try:
+                committed = await live.commit(lambda now: self._with_put(now, name, version, pin))
+            except ApiError:
+                await self._tiers.follow(name, digest)
+                raise
             live.failures.pop(digest, None)
-            committed = await live.commit(lambda now: self._with_put(now, name, version, pin))
             if was_failing:
                 live.show_again([digest])
             await self._tiers.settle(name, committed)
@@ -206,6 +210,22 @@ class AdapterChanges:
             if name in self._live.registry.adapters:
                 self._tiers.errors[name] = str(error)
             raise
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    """A disk that is full is neither the adapter's nor the client's fault."""
+    try:
+        yield
+    except TimeoutError:  # which is an OSError too
+        raise
+    except OSError as error:
+        raise ApiError(
+            f"The state directory can't be written: {error.strerror or error}.",
+            status=500,
+            type="server_error",
+            code="state_not_written",
+        ) from error
 
 
 def _turned(registry: Registry, name: str, number: int | None) -> AdapterRecord:

@@ -83,8 +83,7 @@ class AdapterManager:
 
     async def get(self, name: str) -> AdapterState:
         """One name; raises ApiError 404."""
-        self._record(name)
-        reports = await self._live.engine.reports()
+        reports = await self._live.engine.reports([self._record(name).current.digest])
         return self._state(name, reports, self._live.registry.aliases_of(name))
 
     async def list(self) -> builtins.list[AdapterState]:

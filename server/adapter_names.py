@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..lora.catalog import check_name
 from ..lora.errors import AdapterError
+from ..lora.names import check_name
 from .catalog import Catalog
 from .errors import ApiError
 

@@ -50,8 +50,11 @@ class Revival:
         if not directory.is_dir():
             raise AdapterError("tokenizer", "its files are gone from the state directory")
         text = await self._intake.read_text(directory)
-        # None: it says what the base says by now.
-        return text or AdapterText(text_digest, None, None)
+        if text is None:  # it says what the base says by now
+            return AdapterText(text_digest, None, None)
+        if text.text_digest != text_digest:
+            raise AdapterError("tokenizer", "its files in the state directory have been changed")
+        return text
 
     async def _format_again(self, version: AdapterVersion) -> AdapterFacts:
         state, staged = self._live.state, None

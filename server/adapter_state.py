@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -27,10 +28,12 @@ from typing import Annotated
 import msgspec
 
 from ..engine.adapter_format import formatted_path
-from ..lora.catalog import check_name
 from ..lora.errors import BranchlineError
+from ..lora.names import check_name
 from .adapter_registry import AdapterRecord, AliasRecord, Registry
 from .aliases import check_targets
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 REGISTRY = "registry.json"
@@ -97,7 +100,10 @@ class StateDirectory:
         return Registry(document.adapters, document.aliases)
 
     def write(self, registry: Registry) -> None:
-        """Replace the registry in one step; raises StateError, with the old one still in place."""
+        """Replace the registry in one step; raises StateError, with the old one still in place.
+
+        One that is in place counts, though a disk at fault may lose it when the power goes.
+        """
         document = _Document(FORMAT, dict(registry.adapters), dict(registry.aliases))
         file = self.path / REGISTRY
         temporary = self._work / f"{REGISTRY}.{uuid.uuid4().hex}"
@@ -111,9 +117,12 @@ class StateDirectory:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            _sync(self.path)
         except OSError as error:
             raise StateError(f"{file} can't be written: {error.strerror or error}") from error
+        try:
+            _sync(self.path)
+        except OSError:
+            logger.exception("%s is written, but its directory can't be synced", file)
 
     def formatted(self, digest: str) -> Path:
         """Where a version's formatted file lies."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,16 +13,27 @@ from weakref import WeakValueDictionary
 from ..lora.errors import AdapterError
 from .adapter_tokenizer import BaseTokenizer, build_tokenizer, check_declared, guarded
 from .template_runner import InlineTemplates, TemplateJob, Templates
-from .text_files import CONFIG, TEXT_FILES, TOKENIZER, TextConfig, read_text_config
+from .text_files import (
+    CONFIG,
+    TEXT_FILES,
+    TOKENIZER,
+    TextConfig,
+    copy_text,
+    digest_text,
+    read_text_config,
+)
 from .tokenizer import BrokenTemplateError, ChatTemplateError, Tokenizer
 from .tokenizer_file import TokenizerFiles
 
 __all__ = ["TEXT_FILES", "AdapterText", "TextStore", "check_vocabulary", "copy_text"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class AdapterText:
-    """What an adapter says otherwise than its base; None is the base's."""
+    """What an adapter says otherwise than its base; None is the base's.
+
+    ``text_digest`` is of its files' bytes.
+    """
 
     text_digest: str
     tokenizer: Tokenizer | None
@@ -34,7 +43,8 @@ class AdapterText:
 class TextStore:
     """Reads the text files of adapters; every method may be called from any thread.
 
-    Adapters whose tokenizers say the same share one, and it goes when the last of them goes.
+    Adapters whose tokenizers say the same share one, and it goes when the last of them goes; so
+    it is with all that equal files say.
     ``read`` blocks, and a vocabulary of its own holds the interpreter up while it loads: about
     2 microseconds a token, once for all adapters that have it. ``templates`` is where the chat
     templates of adapters are rendered; by default in this process, without a bound.
@@ -51,6 +61,7 @@ class TextStore:
         self._base = BaseTokenizer(base, self._files.base_digests, config)
         self._base_key = _key(self._files.base_digests, config)
         self._tokenizers: WeakValueDictionary[str, Tokenizer] = WeakValueDictionary()
+        self._texts: WeakValueDictionary[str, AdapterText] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def read(self, directory: str | Path) -> AdapterText | None:
@@ -61,7 +72,7 @@ class TextStore:
         directory = Path(directory)
         with self._lock:
             config = guarded(CONFIG, lambda: read_text_config(directory, default=self._directory))
-            key, tokenizer = self._tokenizer(directory, config)
+            tokenizer = self._tokenizer(directory, config)
         template = config.template
         if template == self._base.config.template:
             template = None
@@ -69,12 +80,11 @@ class TextStore:
             return None
         if template is not None:
             self._check_template(template, tokenizer, config.template_file)
-            template = sys.intern(template)  # a thousand adapters of one trainer have one template
-        own = [None if tokenizer is None else key, template]
-        digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()
-        return AdapterText(digest, tokenizer, template)
+        text = AdapterText(digest_text(directory), tokenizer, template)
+        with self._lock:
+            return self._texts.setdefault(text.text_digest, text)
 
-    def _tokenizer(self, directory: Path, config: TextConfig) -> tuple[str, Tokenizer | None]:
+    def _tokenizer(self, directory: Path, config: TextConfig) -> Tokenizer | None:
         file = guarded(TOKENIZER, lambda: self._files.read(directory))
         key = _key(self._files.base_digests if file is None else file.digests, config)
         tokenizer = None
@@ -85,7 +95,7 @@ class TextStore:
                 self._tokenizers[key] = tokenizer
         if config.declared != self._base.config.declared:
             check_declared(config.declared, tokenizer or self._base.tokenizer)
-        return key, tokenizer
+        return tokenizer
 
     def _check_template(self, template: str, tokenizer: Tokenizer | None, file: str) -> None:
         """Refuse a template that does not compile, or takes too much with a chat of one line.
@@ -100,14 +110,6 @@ class TextStore:
             raise AdapterError(file, str(error)) from error
         except ChatTemplateError:
             pass
-
-
-def copy_text(directory: str | Path, target: str | Path) -> None:
-    """Copy the text files that are there; ``target`` is made."""
-    Path(target).mkdir(parents=True, exist_ok=True)
-    for name in TEXT_FILES:
-        if (file := Path(directory, name)).is_file():
-            shutil.copyfile(file, Path(target, name))
 
 
 def check_vocabulary(text: AdapterText | None, vocab_size: int) -> None:

@@ -46,7 +46,7 @@ class AdapterTiers:
         try:
             committed = await live.commit(change)
         except ApiError:
-            await self._follow(name, digest)
+            await self.follow(name, digest)
             raise
         await self.settle(name, committed)
 
@@ -60,15 +60,15 @@ class AdapterTiers:
         """After a change of ``name``: have its versions pinned as the registry now says."""
         self.errors.pop(name, None)
         if name in committed.before.adapters:
-            await self._follow(name, committed.before.adapters[name].current.digest)
+            await self.follow(name, committed.before.adapters[name].current.digest)
         await self.hold(name)
 
     async def hold(self, name: str) -> None:
         """Pin what is current under a name, if the name is pinned."""
         if name in self._live.registry.adapters:
-            await self._follow(name, self._live.registry.adapters[name].current.digest)
+            await self.follow(name, self._live.registry.adapters[name].current.digest)
 
-    async def _follow(self, name: str, digest: str) -> None:
+    async def follow(self, name: str, digest: str) -> None:
         """The pin that names give a digest; a failure is the name's last error."""
         try:
             await self._live.engine.pin(digest, self._live.registry.pin_of(digest))

@@ -21,10 +21,11 @@ from ..lora.errors import AdapterError
 from .text_files import CONFIG, TOKENIZER, TextConfig
 from .tokenizer import Tokenizer
 from .tokenizer_file import ADDED_TOKENS, MODEL, TokenizerFile
+from .tokenizer_rules import FIXED_PARTS, POST_PROCESSOR, check_built, check_model, check_steps
 
 T = TypeVar("T")
 
-_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+_PARTS = (*FIXED_PARTS, POST_PROCESSOR)
 _EMPTY_MODEL = b'{"type": "BPE", "vocab": {}, "merges": []}'
 
 
@@ -90,19 +91,29 @@ def check_declared(declared: Mapping[str, int], tokenizer: Tokenizer) -> None:
 
 
 def _build_backend(base: BaseTokenizer, file: TokenizerFile | None) -> tuple[bool, RustTokenizer]:
-    """The backend, and whether it shares the base's model."""
+    """The backend, and whether it shares the base's model; raises AdapterError.
+
+    What is hostile is refused before the library makes anything of it.
+    """
     backend = base.tokenizer.backend
     if file is None:
         return True, _derive(backend, backend, None)
     known = base.digests or {}
     same = {name for name, digest in file.digests.items() if known.get(name) == digest}
     sections = file.sections()
-    if MODEL not in same:
-        return False, RustTokenizer.from_buffer(_join(sections))
+    check_steps({name: raw for name, raw in sections.items() if name not in same}, backend)
     empty = {MODEL: _EMPTY_MODEL, ADDED_TOKENS: b"[]"}
     shell = RustTokenizer.from_buffer(_join(sections | empty))
     for part in same.intersection(_PARTS):
         setattr(shell, part, getattr(backend, part))
+    check_built(shell, backend)
+    if MODEL not in same:
+        own = RustTokenizer.from_buffer(_join(sections))
+        check_model(own.model, backend.model)
+        for part in _PARTS:
+            setattr(own, part, getattr(shell, part))
+        _check_ids(own, json.loads(sections.get(ADDED_TOKENS, b"[]")))
+        return False, own
     added = None if ADDED_TOKENS in same else json.loads(sections.get(ADDED_TOKENS, b"[]"))
     return True, _derive(backend, shell, added)
 
@@ -121,17 +132,22 @@ def _derive(
         tokens = base.get_added_tokens_decoder()
         backend.add_tokens([tokens[token_id] for token_id in sorted(tokens)])
         return backend
-    ids = {str(entry["content"]): entry["id"] for entry in added}
     backend.add_tokens(
         [
             AddedToken(**{name: value for name, value in entry.items() if name != "id"})
             for entry in added
         ]
     )
-    for content, token_id in ids.items():
+    _check_ids(backend, added)
+    return backend
+
+
+def _check_ids(backend: RustTokenizer, added: Sequence[dict[str, Any]]) -> None:
+    """The library numbers added tokens anew after the vocabulary, whatever the file says."""
+    for entry in added:
+        content, token_id = str(entry["content"]), entry["id"]
         if backend.token_to_id(content) != token_id:
             raise AdapterError(TOKENIZER, f"added token {content[:40]!r} can't have id {token_id}")
-    return backend
 
 
 def _wrap(backend: RustTokenizer, config: TextConfig) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import heapq
+from bisect import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["AdapterVersion", "AliasTarget", "Catalog", "Lease", "ServedModel"]
 
 # An unknown name is compared letter by letter with so many of those that begin like it.
-MAX_COMPARED = 100
+MAX_COMPARED = 40
 MAX_SHOWN = 200
 
 
@@ -77,6 +77,14 @@ class _Alias:
     created: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of a digest: whose tokenizer it has, and the names that give it now."""
+
+    tokenizer: Tokenizer | None
+    names: list[str] = field(default_factory=list)
+
+
 class Catalog:
     """All names, as they are now. Every change is one step: no request sees half of it.
 
@@ -91,7 +99,8 @@ class Catalog:
         self._bases = {name: ServedModel(name, directory) for name in base_names}
         self._adapters: dict[str, _Adapter] = {}
         self._aliases: dict[str, _Alias] = {}
-        self._names: dict[str, list[str]] | None = None
+        self._known: dict[str, _Known] | None = None
+        self._sorted: list[str] | None = None
 
     def put(self, name: str, versions: Mapping[int, ServedModel], current: int) -> None:
         """Serve ``name`` with its version ``current``; the others are for aliases."""
@@ -105,12 +114,12 @@ class Catalog:
     def _set(self, name: str, adapter: _Adapter) -> None:
         assert name not in self._aliases
         self._adapters[name] = adapter
-        self._names = None
+        self._changed()
 
     def remove(self, name: str) -> None:
         """Forget an adapter's name."""
         del self._adapters[name]
-        self._names = None
+        self._changed()
 
     def put_alias(
         self, name: str, targets: Sequence[AliasTarget], created: int | None = None
@@ -118,12 +127,12 @@ class Catalog:
         """Point an alias at adapters that are there."""
         assert name not in self._adapters
         self._aliases[name] = _Alias(tuple(targets), created)
-        self._names = None
+        self._changed()
 
     def remove_alias(self, name: str) -> None:
         """Forget an alias."""
         del self._aliases[name]
-        self._names = None
+        self._changed()
 
     @property
     def adapter_names(self) -> list[str]:
@@ -200,31 +209,34 @@ class Catalog:
         """Names that give this version now, and those it is still answering under."""
         if digest is None:
             return list(self._bases)
-        if self._names is None:
-            self._names = self._index()
-        names = self._names.get(digest, [])
+        known = self._index().get(digest)
+        names = [] if known is None else known.names
         return [*names, *(n for n in self.leases.names_of(digest) if n not in names)]
 
     def tokenizer_of(self, digest: str | None) -> Tokenizer | None:
         """The tokenizer that a name of this version brings, None where it is the base's."""
-        for name in self.names_of(digest) if digest is not None else ():
-            adapter = self._adapters.get(name)
-            model = None if adapter is None else adapter.versions.get(adapter.current)
-            if model is not None and model.digest == digest:
-                return model.tokenizer
-        return None
+        known = None if digest is None else self._index().get(digest)
+        return None if known is None else known.tokenizer
 
-    def _index(self) -> dict[str, list[str]]:
-        names: dict[str, list[str]] = {}
+    def _changed(self) -> None:
+        self._known = self._sorted = None
+
+    def _index(self) -> dict[str, _Known]:
+        """By digest; made anew when it is asked for after a change."""
+        if self._known is not None:
+            return self._known
+        known = self._known = dict[str, _Known]()
         for name, adapter in self._adapters.items():
-            model = adapter.versions.get(adapter.current)
-            if model is not None and model.digest is not None:
-                names.setdefault(model.digest, []).append(name)
+            for number, model in adapter.versions.items():
+                assert model.digest is not None
+                entry = known.setdefault(model.digest, _Known(model.tokenizer))
+                if number == adapter.current:
+                    entry.names.append(name)
         for name, alias in self._aliases.items():
             for digest in dict.fromkeys(map(self._digest_of, alias.targets)):
                 if digest is not None:
-                    names.setdefault(digest, []).append(name)
-        return names
+                    known[digest].names.append(name)
+        return known
 
     def _digest_of(self, target: AliasTarget) -> str | None:
         adapter = self._adapters[target.adapter]
@@ -244,14 +256,10 @@ class Catalog:
         )
 
     def _alike(self, name: str) -> list[str]:
-        """The names worth a comparison, few enough for the event loop."""
-        names = [*self._bases, *self._adapters, *self._aliases]
-        if len(names) <= MAX_COMPARED:
-            return names
-        return heapq.nlargest(MAX_COMPARED, names, key=lambda other: _num_equal(name, other))
-
-
-def _num_equal(one: str, other: str) -> int:
-    """How many characters two names begin with alike."""
-    pairs = zip(one, other, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+        """The names worth a comparison, few enough for the event loop: those that begin alike."""
+        if self._sorted is None:
+            self._sorted = sorted([*self._bases, *self._adapters, *self._aliases])
+        if len(self._sorted) <= MAX_COMPARED:
+            return self._sorted
+        place = bisect(self._sorted, name)
+        return self._sorted[max(0, place - MAX_COMPARED // 2) : place + MAX_COMPARED // 2]

@@ -107,10 +107,11 @@ class EngineAdapters:
         """Take a version off a tier; raises RequestError where it can't be."""
         await self._engine.evict_adapter(digest, tier)
 
-    async def reports(self) -> dict[str, AdapterReport]:
-        """What the engine says of its versions, by digest; nothing while it is down."""
+    async def reports(self, digests: list[str] | None = None) -> dict[str, AdapterReport]:
+        """What the engine says of all its versions or of some; nothing while it is down."""
         try:
-            return {report.digest: report for report in await self._engine.report_adapters()}
+            reports = await self._engine.report_adapters(digests)
+            return {report.digest: report for report in reports}
         except EngineDeadError:
             return {}
 

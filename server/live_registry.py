@@ -110,7 +110,7 @@ class LiveRegistry:
                     str(error), status=500, type="server_error", code="state_not_written"
                 ) from error
             settling = self.show(after)
-        await self._drop_texts({version.text_digest for version in before.all_versions()})
+        await self._drop_texts({*self.texts, *_texts_of_changed(before, after)})
         return Committed(before, after, settling)
 
     def show(self, after: Registry) -> dict[str, Settling]:
@@ -205,6 +205,8 @@ class LiveRegistry:
 
     async def _drop_texts(self, text_digests: set[str | None]) -> None:
         """Forget those of which nobody has a version or a claim any more."""
+        if text_digests <= {None}:
+            return
         trash: list[Path] = []
         served = {version.text_digest for _, version in self.registry.all_serving()}
         kept = {version.text_digest for version in self.registry.all_versions()}
@@ -252,6 +254,13 @@ class LiveRegistry:
 
 def _digests(claim: Claim) -> list[str]:
     return [claim.digest] if claim.text_digest is None else [claim.digest, claim.text_digest]
+
+
+def _texts_of_changed(before: Registry, after: Registry) -> Iterator[str | None]:
+    """Of the versions of names that are not what they were."""
+    for name, record in before.adapters.items():
+        if after.adapters.get(name) is not record:
+            yield from (version.text_digest for version in record.versions)
 
 
 def _by_name(registry: Registry) -> dict[str, list[AdapterVersion]]:

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from ..engine.config import AdapterSource
 from ..lora.adapter import digest_adapter
-from ..lora.catalog import check_name
 from ..lora.errors import BranchlineError
+from ..lora.names import check_name
 from .adapter_text import AdapterText, TextStore, check_vocabulary
 from .catalog import Catalog, ServedModel
 from .hub import find_directory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ from .sampling import check_token_id
 from .template_runner import TemplateJob, Templates
 from .tokenizer import ChatTemplateError, Message, Tokenizer
 
-# Longer texts are tokenized beside the event loop; shorter ones cost less than the hop.
+# Longer texts are tokenized beside the event loop; shorter ones cost less than the hop. Those
+# for a tokenizer that came with an adapter always are, whatever it makes of them.
 INLINE_CHARACTERS = 2048
+MAX_THREADS = 4
 
 _RESERVED_VARIABLES = frozenset(
     {
@@ -63,6 +66,8 @@ class PromptReader:
         self._vocab_size = vocab_size
         self._limits = limits
         self._templates = templates
+        # Not asyncio's, which disks and archives may keep busy for long.
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="tokenizer")
 
     async def completion(
         self, prompt: object, add_special_tokens: bool, model: ServedModel
@@ -127,15 +132,18 @@ class PromptReader:
     async def _tokenized(
         self, field: str, text: str, add_special_tokens: bool, model: ServedModel
     ) -> Prompt:
-        tokenizer = model.tokenizer or self._tokenizer
         vocab_size = model.vocab_size or self._vocab_size
-        try:
-            if len(text) <= INLINE_CHARACTERS:
-                token_ids = tokenizer.encode(text, add_special_tokens)
-            else:
-                token_ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
-        except Exception as error:  # the library raises plain Exception
-            raise bad_field(field, f"the tokenizer does not take it: {error}") from error
+        if model.tokenizer is None and len(text) <= INLINE_CHARACTERS:
+            token_ids = _encode(self._tokenizer, field, text, add_special_tokens)
+        else:
+            token_ids = await asyncio.get_running_loop().run_in_executor(
+                self._threads,
+                _encode,
+                model.tokenizer or self._tokenizer,
+                field,
+                text,
+                add_special_tokens,
+            )
         if not token_ids:
             raise bad_field(field, "is empty")
         if max(token_ids) >= vocab_size:
@@ -145,6 +153,16 @@ class PromptReader:
                 param=field,
             )
         return Prompt(token_ids, text)
+
+
+def _encode(tokenizer: Tokenizer, field: str, text: str, add_special_tokens: bool) -> list[int]:
+    """The token ids; raises ApiError 400 for what the tokenizer does not take."""
+    try:
+        return tokenizer.encode(text, add_special_tokens)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception, but BaseException where Rust panics
+        raise bad_field(field, f"the tokenizer does not take it: {error}") from error
 
 
 def split_prompts(prompt: object) -> list[str | list[int]]:

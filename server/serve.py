@@ -122,7 +122,9 @@ async def _start(opening: _Opening) -> Serving:
         created = int(time.time())
         services = build_services(config, opening.catalog, tokenizer, supervisor, parts, created)
         stack.push_async_callback(services.adapters.close)
-        stack.push_async_callback(supervisor.stop)  # before that, so that nothing waits for it
+        # Before that, so that nothing waits for them.
+        stack.push_async_callback(loader.close)
+        stack.push_async_callback(supervisor.stop)
         await start_adapters(services.adapters, opening.registry, opening.named, _say)
         rest = stack.pop_all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,13 @@ TEXT_FILES = (TOKENIZER, CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE)
 """All that is read of the text side. No other file of a directory counts, no code is run."""
 
 MAX_TEMPLATE_BYTES = 1 << 20
-MAX_OTHER_BYTES = 8 << 20
+MAX_BYTES = {
+    TOKENIZER: 64 << 20,
+    CONFIG: 8 << 20,
+    SPECIAL_TOKENS: 8 << 20,
+    ADDED_TOKENS: 8 << 20,
+    TEMPLATE: MAX_TEMPLATE_BYTES,
+}
 
 _EXTRA_TOKENS = ("extra_special_tokens", "additional_special_tokens")
 
@@ -42,9 +49,9 @@ class TextConfig:
     template_file: str
 
 
-def read_bytes(directory: Path, name: str, limit: int) -> bytes | None:
-    """A file's bytes, None where there is none; raises AdapterError past ``limit``."""
-    file = directory / name
+def read_bytes(directory: Path, name: str) -> bytes | None:
+    """A text file's bytes, None where there is none; raises AdapterError for too many."""
+    file, limit = directory / name, MAX_BYTES[name]
     try:
         if not file.is_file():
             return None
@@ -55,6 +62,23 @@ def read_bytes(directory: Path, name: str, limit: int) -> bytes | None:
     if len(data) > limit:
         raise AdapterError(name, f"is larger than {limit >> 20} MiB")
     return data
+
+
+def copy_text(directory: str | Path, target: str | Path) -> None:
+    """Copy the text files that are there; ``target`` is made. Raises AdapterError."""
+    Path(target).mkdir(parents=True, exist_ok=True)
+    for name in TEXT_FILES:
+        if (data := read_bytes(Path(directory), name)) is not None:
+            Path(target, name).write_bytes(data)
+
+
+def digest_text(directory: Path) -> str:
+    """Of the text files' bytes, and of nothing else: no base model plays a part."""
+    digest = hashlib.sha256()
+    for name in TEXT_FILES:
+        if (data := read_bytes(directory, name)) is not None:
+            digest.update(f"{name} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
 
 
 def read_text_config(directory: Path, default: Path | None = None) -> TextConfig:
@@ -77,7 +101,7 @@ def read_text_config(directory: Path, default: Path | None = None) -> TextConfig
 
 
 def _read_object(directory: Path, name: str) -> dict[str, Any] | None:
-    data = read_bytes(directory, name, MAX_OTHER_BYTES)
+    data = read_bytes(directory, name)
     if data is None:
         return None
     try:
@@ -124,7 +148,7 @@ def _declared(decoder: object, directory: Path) -> Iterator[tuple[str, int]]:
 
 def _template(directory: Path, config: Mapping[str, Any]) -> tuple[str | None, str]:
     """The template and where it was found: its own file first, then the config."""
-    data = read_bytes(directory, TEMPLATE, MAX_TEMPLATE_BYTES)
+    data = read_bytes(directory, TEMPLATE)
     if data is not None:
         try:
             return data.decode() or None, TEMPLATE

@@ -216,21 +216,6 @@ def read_chat_template(path_or_text: str) -> str:
         raise TokenizerError(f"chat template {path_or_text}: {error}") from error
 
 
-def find_chat_template(directory: str) -> str | None:
-    """The chat template that an adapter's directory ships, if it does."""
-    file = Path(directory, "chat_template.jinja")
-    config = Path(directory, "tokenizer_config.json")
-    try:
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        if config.is_file():
-            template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-            return template if isinstance(template, str) else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise TokenizerError(f"chat template in {directory}: {error}") from error
-    return None
-
-
 def _default_template(pretrained: Any) -> str | None:
     template = pretrained.chat_template
     if isinstance(template, dict):

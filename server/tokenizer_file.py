@@ -16,7 +16,6 @@ from ..lora.errors import AdapterError
 from .text_files import TOKENIZER, read_bytes
 
 MODEL, ADDED_TOKENS = "model", "added_tokens"
-MAX_BYTES = 64 << 20
 MAX_REMEMBERED = 256
 
 # A trainer's way to cut and fill batches, which a server switches off.
@@ -56,7 +55,7 @@ class TokenizerFiles:
 
         And whatever the library raises for a vocabulary that it can't read.
         """
-        data = read_bytes(directory, TOKENIZER, MAX_BYTES)
+        data = read_bytes(directory, TOKENIZER)
         if data is None:
             return None
         digest = _sha256(data)
@@ -80,7 +79,7 @@ class TokenizerFiles:
         digest = _sha256(raw)
         if self.base_digests is None or digest == self.base_digests[MODEL]:
             return digest
-        base = read_bytes(self._directory, TOKENIZER, MAX_BYTES)
+        base = read_bytes(self._directory, TOKENIZER)
         if base and self._written_anew(_sections(base)[MODEL]) == self._written_anew(raw):
             return self.base_digests[MODEL]
         return digest

@@ -65,6 +65,7 @@ class Run:
     served: list[Served]
     counts: dict[str, int]
     resident: dict[str, int]
+    cpu_seconds: dict[str, float]
 
     def figures(self) -> dict[str, object]:
         """For a results file."""
@@ -76,6 +77,7 @@ class Run:
             "num_distinct_adapters": len(distinct),
             **self.counts,
             "resident": self.resident,
+            "cpu_seconds": self.cpu_seconds,
         }
 
 
@@ -126,11 +128,12 @@ def _warmup(config: ManyPlan) -> list[Planned]:
 
 
 async def _run(server: Server, requests: Sequence[Planned], config: ManyPlan) -> Run:
-    before = await server.admin.metrics()
+    before, cpu_before = await server.admin.metrics(), server.cpu_seconds()
     served = await send_all(server.client, requests, config.shape, config.concurrency)
-    after = await server.admin.metrics()
+    after, cpu_after = await server.admin.metrics(), server.cpu_seconds()
     counts = {key: int(after[name] - before[name]) for key, name in COUNTERS.items()}
-    return Run(server.name, served, counts, server.resident_bytes())
+    cpu = {role: seconds - cpu_before[role] for role, seconds in cpu_after.items()}
+    return Run(server.name, served, counts, server.resident_bytes(), cpu)
 
 
 async def _memory(server: Server) -> Memory:
@@ -157,7 +160,7 @@ def _echo(number: int, many: Run, few: Run) -> None:
         click.echo(
             f"round {number + 1}  {run.server:<14} {tokens_per_second(run.served):8.1f} tokens/s"
             f"   first token p50 {first.p50 * 1000:6.0f} ms  p99 {first.p99 * 1000:6.0f} ms"
-            f"   {run.counts['device_loads']:4} loads"
+            f"   {run.counts['device_loads']:4} loads   {run.cpu_seconds['all']:5.1f} s of CPU"
         )
 
 

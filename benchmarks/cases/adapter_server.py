@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import httpx
@@ -22,6 +23,8 @@ from .client import TIMEOUT_SECONDS, Client, RequestError
 
 OK, CREATED, CONFLICT = 200, 201, 409
 PATIENCE_SECONDS, POLL_SECONDS = 30.0, 0.02
+N = TypeVar("N", int, float)
+
 ROLES = {"engine": "branchline.engine.process", "formatting": "branchline.server.adapter_worker"}
 """The server's other processes, by their modules."""
 
@@ -152,11 +155,25 @@ class Server:
 
     def resident_bytes(self) -> dict[str, int]:
         """RSS of the server and of its processes, by what they are, and of all together."""
-        found = {"server": self.process.memory_info().rss}
+        return _by_role((role, process.memory_info().rss) for role, process in self._family())
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor time that they have taken, in the same form."""
+        times = ((role, process.cpu_times()) for role, process in self._family())
+        return _by_role((role, used.user + used.system) for role, used in times)
+
+    def _family(self) -> Iterator[tuple[str, psutil.Process]]:
+        yield "server", self.process
         for child in self.process.children(recursive=True):
-            (role,) = [role for role, module in ROLES.items() if module in child.cmdline()]
-            found[role] = found.get(role, 0) + child.memory_info().rss
-        return found | {"all": sum(found.values())}
+            command = child.cmdline()
+            yield next(role for role, module in ROLES.items() if module in command), child
+
+
+def _by_role(parts: Iterable[tuple[str, N]]) -> dict[str, N]:
+    found: dict[str, N] = {}
+    for role, number in parts:
+        found[role] = found[role] + number if role in found else number
+    return found | {"all": sum(found.values())}
 
 
 @asynccontextmanager

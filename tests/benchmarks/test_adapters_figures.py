@@ -100,7 +100,7 @@ def test_rates_and_gaps() -> None:
 
 def run_of(server: str, seconds: float, *first_tokens: float) -> adapter_many.Run:
     answered = [served(0.0, first, seconds) for first in first_tokens]
-    return adapter_many.Run(server, answered, {"device_loads": 3}, {"all": 10})
+    return adapter_many.Run(server, answered, {"device_loads": 3}, {"all": 10}, {"all": 1.0})
 
 
 def test_ratios_are_taken_within_a_round() -> None:

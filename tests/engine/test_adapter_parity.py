@@ -80,7 +80,7 @@ def families(
     asked = [
         (item.callspec.params["family"], item.callspec.params["kind"])
         for item in request.session.items
-        if "kind" in getattr(getattr(item, "callspec", None), "params", {})
+        if {"family", "kind"} <= getattr(getattr(item, "callspec", None), "params", {}).keys()
     ]
 
     @cache

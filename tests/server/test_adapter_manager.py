@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -102,6 +103,36 @@ async def test_a_put_that_fails_leaves_nothing(
     assert error, "and the name says what happened"
     await house.put("a", "two")
     assert (await house.manager.get("a")).error is None
+
+
+@pytest.mark.parametrize("step", ["new_work", "move_in", "flush"])
+async def test_a_full_disk_is_said(
+    house: ManagerHouse, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.state, step, full)
+        message = await refused("state_not_written", house.put("a", "one"), 500)
+    assert "No space left on device" in message
+    await until(lambda: house.files() == set() and house.loaded == set())
+    assert (await house.put("a", "one")).created
+
+
+async def test_the_pin_of_a_put_that_fails_is_ended(
+    house: ManagerHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.put("a", "one")
+
+    def full(registry: object) -> None:
+        raise StateError("registry.json can't be written: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.state, "write", full)
+        await refused("state_not_written", house.put("b", "one", pin="device"), 500)
+    [report] = house.engine.adapters.reports.values()
+    assert report.pin is None, "a has no pin"
 
 
 def kept(house: ManagerHouse) -> list[Path]:

@@ -140,6 +140,16 @@ async def test_what_puts_left_goes_also_when_there_are_no_adapters(
         assert house.files() == set()
 
 
+async def test_text_files_that_changed_fail_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async with manager_house(tmp_path, tokenizer) as house:
+        await fill(house)
+        [file] = (tmp_path / "state" / "texts").glob("*/chat_template.jinja")
+        file.write_text("{{ 'another' }}")
+    async with manager_house(tmp_path, tokenizer) as house:
+        assert house.failures.keys() == {"b"}
+        assert "have been changed" in house.failures["b"]
+
+
 async def test_lost_text_files_fail_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async with manager_house(tmp_path, tokenizer) as house:
         await fill(house)

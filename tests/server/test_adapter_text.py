@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from adapter_texts import edit_json, save_text
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from branchline.lora.errors import AdapterError
 from branchline.server.adapter_text import (
@@ -110,23 +109,18 @@ def test_another_end_alone_makes_another_tokenizer(
     assert tokenizer.encode("a<|im_end|>", add_special_tokens=False) == [97, 258]
 
 
-def test_a_vocabulary_of_its_own(store: TextStore, tmp_path: Path) -> None:
-    backend = RustTokenizer(models.WordLevel({"<unk>": 0, "one": 1, "two": 2}, "<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(tmp_path)
-    tokenizer = read_tokenizer(store, tmp_path)
-    assert tokenizer.encode("two three one", add_special_tokens=False) == [2, 0, 1]
-    assert tokenizer.num_ids == 3
-
-
-def test_other_steps_over_the_same_vocabulary(
-    store: TextStore, tokenizer_dir: Path, tmp_path: Path
+def test_a_vocabulary_of_its_own(
+    store: TextStore, tokenizer_dir: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     save_text(tokenizer_dir, tmp_path)
-    lower = {"type": "Lowercase"}
-    edit_json(tmp_path / "tokenizer.json", normalizer=lower)
-    tokenizer = read_tokenizer(store, tmp_path)
-    assert tokenizer.encode("AB", add_special_tokens=False) == [97, 98]
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    assert "ab" not in model["vocab"]
+    model["vocab"]["ab"] = 999
+    edit_json(tmp_path / "tokenizer.json", model=model | {"merges": [["a", "b"]]})
+    own = read_tokenizer(store, tmp_path)
+    assert own.encode("aba", add_special_tokens=False) == [999, 97]
+    assert own.num_ids == 1000
+    assert tokenizer.encode("ab", add_special_tokens=False) == [97, 98]
 
 
 def test_equal_tokenizers_are_one_and_go_with_the_last(
@@ -172,6 +166,14 @@ class _Counting:
 
     def __call__(self, model: Any) -> RustTokenizer:
         return RustTokenizer(model)
+
+
+def test_a_copy_takes_no_more_than_is_read(store: TextStore, own: Path, tmp_path: Path) -> None:
+    with (own / "tokenizer_config.json").open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(AdapterError, match="larger than 8 MiB") as caught:
+        copy_text(own, tmp_path / "copy")
+    assert caught.value.field == "tokenizer_config.json"
 
 
 def test_a_copy_says_the_same(store: TextStore, own: Path, tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "deep": (_write("tokenizer.json", '{"model":' + "[" * 99_999), "tokenizer.json", ""),
     "no model": (_tokenizer(model=None), "tokenizer.json", "has no model"),
     "odd model": (_tokenizer(model={"type": "Odd"}), "tokenizer.json", "makes no tokenizer"),
-    "odd step": (_tokenizer(decoder={"type": "Odd"}), "tokenizer.json", "makes no tokenizer"),
+    "odd step": (_tokenizer(decoder={"type": "Odd"}), "tokenizer.json", "its decoder is not"),
     "far id": (_tokenizer(added_tokens=[_FAR | {"id": 7000}]), "tokenizer.json", "'<far>'"),
     "large": (_write("tokenizer.json", b" " * (64 << 20) + b"{}"), "tokenizer.json", "64 MiB"),
     "config list": (_write("tokenizer_config.json", "[]"), "tokenizer_config.json", "object"),

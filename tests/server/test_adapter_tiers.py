@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asgi_client import until
@@ -121,6 +122,24 @@ async def test_what_a_new_engine_refuses_fails_alone(house: ManagerHouse) -> Non
     assert result.changed, "the same bytes heal it"
     assert house.content("a") == "one"
     assert (await house.manager.get("a")).error is None
+
+
+async def test_one_name_is_a_question_about_one(
+    house: ManagerHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = await house.put("a", "one")
+    await house.put("b", "two")
+    asked: list[object] = []
+    real = house.engine.adapters.report
+
+    async def report(digests: list[str] | None) -> Any:
+        asked.append(digests)
+        return await real(digests)
+
+    monkeypatch.setattr(house.engine.adapters, "report", report)
+    state = await house.manager.get("a")
+    assert state.report is not None
+    assert asked == [[result.version.digest]]
 
 
 async def test_the_whole_list_is_one_question_to_the_engine(house: ManagerHouse) -> None:

@@ -48,6 +48,24 @@ async def test_aliases(tokenizer: Tokenizer, errors_of: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
+        ({"adapter": "gone"}, "adapter"),
+        ({"adapter": "legal", "version": 7}, "version"),
+        ({"split": [{"adapter": "legal", "version": 7, "percent": 100}]}, "split"),
+    ],
+)
+async def test_what_is_not_there(
+    tokenizer: Tokenizer, errors_of: Any, body: dict[str, Any], param: str
+) -> None:
+    async with adapter_house(tokenizer) as house:
+        await house.put("legal", "one")
+        error = errors_of(await house.put_alias("prod", body), 404)
+        assert error["param"] == param
+        assert "targets" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
         ({}, "adapter"),
         ({"adapter": "legal", "split": [{"adapter": "legal", "percent": 100}]}, "adapter"),
         ({"split": []}, "split"),

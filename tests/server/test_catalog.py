@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
 from branchline.server.aliases import AliasTarget
 from branchline.server.catalog import Catalog, ServedModel
 from branchline.server.errors import ApiError
+from branchline.server.tokenizer import Tokenizer
 
 
 def version(name: str, number: int, digest: str) -> ServedModel:
@@ -107,6 +109,17 @@ async def test_leases_are_counted_until_the_last_one_ends(catalog: Catalog) -> N
     await asyncio.wait_for(catalog.leases.wait_idle("da2"), 5)
 
 
+def test_a_preview_has_the_tokenizer_of_an_older_version(
+    catalog: Catalog, tokenizer: Tokenizer
+) -> None:
+    own = replace(version("a", 1, "da1"), tokenizer=tokenizer)
+    catalog.put("a", {1: own, 2: version("a", 2, "da2")}, 2)
+    catalog.put_alias("old", [AliasTarget("a", 1)])
+    assert catalog.tokenizer_of("da1") is tokenizer
+    assert catalog.tokenizer_of("da2") is None
+    assert catalog.names_of("da1") == ["old"]
+
+
 def test_an_unknown_name_hears_of_close_ones(catalog: Catalog) -> None:
     catalog.put("legal-assistant", {1: version("legal-assistant", 1, "dl")}, 1)
     with pytest.raises(ApiError, match="Did you mean 'legal-assistant'"):
@@ -118,7 +131,7 @@ def test_an_unknown_name_hears_of_close_ones(catalog: Catalog) -> None:
 
 def test_an_unknown_name_among_thousands_is_answered_at_once() -> None:
     catalog = Catalog("/models/base", ["base"])
-    for number in range(2000):
+    for number in range(10_000):
         name = f"customer-{number:04}-" + "x" * 100
         catalog.put(name, {1: version(name, 1, f"d{number}")}, 1)
     since = time.perf_counter()
@@ -126,4 +139,7 @@ def test_an_unknown_name_among_thousands_is_answered_at_once() -> None:
         catalog.resolve("customer-0042-" + "x" * 99)
     with pytest.raises(ApiError):
         catalog.resolve("x" * 10_000)
-    assert time.perf_counter() - since < 1, "a hundred are compared, not all"
+    for number in range(100):
+        with pytest.raises(ApiError):
+            catalog.resolve(f"customer-{number}" + "y" * 100)
+    assert time.perf_counter() - since < 2, "some are compared, not all"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,43 @@ async def test_a_tokenizer_that_can_t_take_a_text(tokenizer: Tokenizer, own: Ser
     with pytest.raises(ApiError, match="tokenizer does not take it") as caught:
         await House(tokenizer, [IM_END]).complete(model, prompt="two")
     assert (caught.value.status, caught.value.param) == (400, "prompt")
+
+
+class Panic(BaseException):
+    """As pyo3 has it: no Exception."""
+
+
+async def test_a_tokenizer_that_panics_is_the_request_s_own_affair(
+    tokenizer: Tokenizer, own: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an adapter's own is never heard on the event loop, however short the text."""
+    threads: list[str] = []
+
+    def encode(text: str, add_special_tokens: bool) -> list[int]:
+        threads.append(threading.current_thread().name)
+        raise Panic("retry-limit-in-match over")
+
+    assert own.tokenizer is not None
+    monkeypatch.setattr(own.tokenizer, "encode", encode)
+    with pytest.raises(ApiError, match="does not take it: retry-limit") as caught:
+        await House(tokenizer, [IM_END]).complete(own, prompt="hi")
+    assert (caught.value.status, caught.value.param) == (400, "prompt")
+    assert threads[0].startswith("tokenizer"), "beside disks and archives, which have their own"
+
+
+async def test_long_prompts_do_not_wait_for_archives(tokenizer: Tokenizer) -> None:
+    """Those fill asyncio's own threads."""
+    go = threading.Event()
+    num_threads = min(32, (os.cpu_count() or 1) + 4)
+    unpacking = [asyncio.create_task(asyncio.to_thread(go.wait)) for _ in range(num_threads)]
+    try:
+        async with asyncio.timeout(10):
+            reader = House(tokenizer, [IM_END]).prompts
+            [prompt] = await reader.completion("a" * 4000, True, BASE)
+        assert len(prompt.token_ids) == 4000
+    finally:
+        go.set()
+        await asyncio.gather(*unpacking)
 
 
 async def test_over_http_beside_the_base(harness: Harness, own: ServedModel) -> None:

@@ -114,7 +114,7 @@ class AdminChurn(threading.Thread):
         path = f"/admin/aliases/{alias}"
         if action == "alias":
             return Call("PUT", path, _alias(alias, name), {"adapter": name})
-        return Call("DELETE", path, lambda names: names.aliases.pop(alias, None) and None)
+        return Call("DELETE", path, _unalias(alias))
 
 
 def _is_conflict(response: httpx.Response) -> bool:
@@ -151,6 +151,13 @@ def _pin(name: str, tier: str | None) -> Callable[[Names], None]:
 def _alias(alias: str, name: str) -> Callable[[Names], None]:
     def change(names: Names) -> None:
         names.aliases[alias] = name
+
+    return change
+
+
+def _unalias(alias: str) -> Callable[[Names], None]:
+    def change(names: Names) -> None:
+        names.aliases.pop(alias, None)
 
     return change
 

@@ -217,7 +217,7 @@ BAD_NAMES: dict[str, BadPut] = {
     "dots within": BadPut(named("a/../b"), "name", "'a/../b' is not a name"),
     "two slashes": BadPut(named("a//b"), "name", "'a//b' is not a name"),
     "a space": BadPut(named("a%20b"), "name", "'a b' is not a name"),
-    "a zero byte": BadPut(named("a%00b"), "name", "is not a name"),
+    "a zero byte": BadPut(named("a%00b"), None, "nothing at this path", "not_found", 404),
     "too long": BadPut(named("a" * 129), "name", "is not a name: 1 to 128"),
     "a verb": BadPut(named("a/pin"), "name", "must not end in /pin"),
     "the base's": BadPut(named("base"), "name", "the name of the base model", "name_taken", 409),

@@ -108,7 +108,7 @@ def _sharded(change: Callable[[Path, dict[str, str]], object]) -> Callable[[Work
         tensors = load_file(directory / WEIGHTS)
         (directory / WEIGHTS).unlink()
         names = sorted(tensors)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number in (1, 2):
             file = f"adapter_model-{number:05}-of-00002.safetensors"
             part = {name: tensors[name] for name in names[number - 1 :: 2]}

@@ -13,6 +13,7 @@ from typing import Any
 from branchline.engine.adapter_format import AdapterFacts
 from branchline.engine.adapter_types import AdapterReport, FreedAdapter, PinTier, Tier
 from branchline.lora.errors import AdapterError
+from branchline.server.adapter_names import not_there
 from branchline.server.adapter_results import (
     AdapterState,
     AliasState,
@@ -162,7 +163,15 @@ class FakeAdapters:
     async def put_alias(self, alias: str, targets: Sequence[AliasTarget]) -> AliasState:
         check_targets(targets)
         for target in targets:
-            self._entry(target.adapter)
+            if target.adapter not in self._names:
+                raise not_there(target.adapter, "adapter", "targets")
+            if target.version not in (None, *self._names[target.adapter].versions):
+                raise ApiError(
+                    f"targets: {target.adapter!r} has no version {target.version}",
+                    status=404,
+                    param="targets",
+                    code="version_not_found",
+                )
         if alias in self._names:
             raise ApiError(
                 f"{alias!r} is an adapter.", status=409, param="alias", code="name_taken"

@@ -32,13 +32,19 @@ BASE = "base"
 
 
 def write_adapter(directory: Path, content: str, template: str | None = None) -> Path:
-    """What looks like an adapter; ``content`` stands for its weights, ``bad`` for broken ones."""
+    """What looks like an adapter; ``content`` stands for its weights, ``bad`` for broken ones.
+
+    A file that says so already is left alone: somebody may be reading it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-    (directory / "adapter_model.safetensors").write_text(content)
+    files = {"adapter_config.json": json.dumps(config), "adapter_model.safetensors": content}
     if template is not None:
-        (directory / "chat_template.jinja").write_text(template)
+        files["chat_template.jinja"] = template
+    for name, text in files.items():
+        file = directory / name
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
     return directory
 
 

@@ -40,7 +40,7 @@ class TinyAdapter:
 def write_adapters(model_dir: Path, root: Path, count: int, seed: int = 0) -> list[TinyAdapter]:
     """``count`` adapters with ranks of ``RANKS``, on queries and values of every layer."""
     base = load_base(model_dir)
-    weights = {name: base.get_submodule(name).weight for name in _targets(base)}
+    weights = {name: base.get_parameter(f"{name}.weight") for name in _targets(base)}
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     adapters = []
     for number in range(count):
