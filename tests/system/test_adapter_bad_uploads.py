@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import openai
 import psutil
 import pytest
 from adapter_server import BASE, AdapterServer, Background, refusal, serve_adapters
@@ -163,6 +164,22 @@ def test_a_client_that_leaves_leaves_nothing(house: House) -> None:
             "/admin/adapters/bad", json={"source": put.source}, timeout=httpx.Timeout(5, read=0.2)
         )
     wait_for(lambda: files_below(house.state) == house.files, 30, house.left_over)
+    house.check_untouched()
+
+
+def test_a_file_that_is_damaged_later_fails_its_own_requests(house: House) -> None:
+    """And the same bytes, put again, mend it."""
+    server = house.server
+    [file] = (house.state / "adapters").iterdir()
+    server.post("good", "load")
+    server.post("good", "evict", tier="host")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(openai.APIStatusError, match="can't be loaded"):
+        server.complete("good", PROMPT)
+    assert server.complete(BASE, PROMPT, max_tokens=4).output == house.answers[0]
+    assert server.get("good")["error"]
+    assert not server.put("good", house.workshop.good)["changed"]
+    server.post("good", "load")
     house.check_untouched()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from adapter_server import Background, refusal
+from adapter_server import Answer, Background, refusal
 from server_process import wait_for
 from versions_house import NOTHING, VersionsHouse, versions_house
 
@@ -90,6 +91,34 @@ def test_requests_during_replacements_are_of_one_version(house: VersionsHouse) -
     seen = Counter(source_of(house, answer.prompt, answer.output) for answer in answers)
     assert set(seen) <= {"one", "two"}
     house.ask("legal", "two")
+
+
+def test_changes_that_race_leave_one_of_them(house: VersionsHouse) -> None:
+    """Puts, removals and requests of one name by many at once: each is done, or finds no name."""
+    rng = random.Random(3)
+    plan = [rng.choice(["put", "remove", "ask", "ask"]) for _ in range(120)]
+    answers: list[Answer] = []
+
+    def act(action: str) -> int:
+        http = house.server.http
+        if action == "put":
+            source = house.sources[rng.choice(["one", "two"])]
+            return http.put("/admin/adapters/legal", json={"source": str(source)}).status_code
+        if action == "remove":
+            return http.delete("/admin/adapters/legal", params={"wait": 5}).status_code
+        try:
+            answers.append(house.server.complete("legal", "a race", max_tokens=8))
+        except openai.NotFoundError as error:
+            return error.status_code
+        return 200
+
+    with ThreadPoolExecutor(8) as clients:
+        statuses = Counter(clients.map(act, plan))
+    assert set(statuses) == {200, 201, 404}, statuses
+    for answer in answers:
+        source_of(house, answer.prompt, answer.output)
+    house.put("legal", "three")
+    house.ask("legal", "three")
 
 
 def source_of(house: VersionsHouse, prompt: list[int], output: list[int]) -> str:
