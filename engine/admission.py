@@ -34,6 +34,7 @@ class StepDraft:
     is_full: bool = False
     num_refused: int = 0
     num_matched: int = 0
+    admitted: set[Request] = field(default_factory=set)
     preempted: list[Request] = field(default_factory=list)
     charged: dict[Request, float] = field(default_factory=dict)
     needs_drain: bool = False
@@ -78,6 +79,7 @@ class Admission:
         if not self._lease_slot(request, step):
             return False
         if self._lease_blocks(request, step) and self._take_seat(request, victim, step):
+            step.admitted.add(request)
             return True
         request.blocks.release()
         if request.slot is not None:
@@ -124,13 +126,19 @@ class Admission:
     def _empty_a_slot(self, step: StepDraft) -> None:
         """Preempt the requests of the adapter that has the fewest, so that another can come.
 
-        Not where one of them was overdue itself: the two would take the slot in turns.
+        Not where one of them was overdue itself: the two would take the slot in turns. Nor where
+        one has just sat down: its cost, that made this one overdue, would be given back, and the
+        same would happen in every step.
         """
         seats: dict[str, list[Request]] = {}
         for other in self._seats.running:
             if other.adapter is not None:
                 seats.setdefault(other.adapter, []).append(other)
-        may_go = [group for group in seats.values() if not any(map(self._queue.overdue, group))]
+        may_go = [
+            group
+            for group in seats.values()
+            if not any(map(self._queue.overdue, group)) and step.admitted.isdisjoint(group)
+        ]
         for victim in min(may_go, key=len, default=[]):
             if not self._preempt_for(victim, step):
                 return

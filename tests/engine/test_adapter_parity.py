@@ -80,7 +80,7 @@ def families(
     asked = [
         (item.callspec.params["family"], item.callspec.params["kind"])
         for item in request.session.items
-        if {"family", "kind"} <= getattr(getattr(item, "callspec", None), "params", {}).keys()
+        if item.path == request.path and "kind" in vars(item).get("callspec", request).params
     ]
 
     @cache
