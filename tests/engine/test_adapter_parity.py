@@ -77,11 +77,12 @@ def families(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Family]:
     """Makes a family and runs its batch, once, with the kinds that this session asks for."""
-    asked = [
-        (item.callspec.params["family"], item.callspec.params["kind"])
+    params = [
+        item.callspec.params
         for item in request.session.items
-        if item.path == request.path and "kind" in vars(item).get("callspec", request).params
+        if item.path == request.path and hasattr(item, "callspec")
     ]
+    asked = [(found["family"], found["kind"]) for found in params if "kind" in found]
 
     @cache
     def make(family: str) -> Family:
