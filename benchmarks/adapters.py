@@ -1,6 +1,6 @@
 """Adapters that come and go, through HTTP: many, too many, under streams, and cold.
 
-    python benchmarks/adapters.py             all four cases, about fifteen minutes on two cores
+    python benchmarks/adapters.py             all four cases, about twenty minutes on two cores
     python benchmarks/adapters.py --quick     a look at all of them in a minute, no figures
     python benchmarks/adapters.py --only churn
 
@@ -9,8 +9,9 @@ against the same requests over 64 adapters on a server with the same memory. Clo
 requests than seats. Every answer of the many is checked against transformers.
 oversubscribed: 16 adapters in use and device room for 8, against room for 16: the same requests at
 the same moments, at half of the rate that the server can answer.
-churn: eight endless streams, with a loop of loads, replaces and unloads beside them and without.
-Every answer must be that of one version, which could give it then.
+churn: eight endless streams, with a loop of loads, replaces and unloads beside them and without;
+as a control, with a process that only computes. Every answer must be that of one version, which
+could give it then.
 cold: from a put to its answer, and from a request to its first token by where its adapter is.
 
 Figures are ratios within one run. A failed request, a wrong answer or memory that does not come
@@ -277,7 +278,7 @@ def main(
         plan = replace(plan, many=replace(plan.many, num_adapters=adapters))
     if rounds is not None:
         plan = plan.with_rounds(rounds)
-    with tempfile.TemporaryDirectory(prefix="branchline-adapters-") as directory:
+    with tempfile.TemporaryDirectory(prefix="branchline-bench-") as directory:
         results = asyncio.run(measure(Bench(plan, Path(directory)), only or tuple(CASES)))
     common = {
         "num_threads": num_threads,

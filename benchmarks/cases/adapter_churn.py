@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from statistics import median
-from typing import Any
+from typing import Any, Literal, get_args
 
 import click
 
@@ -23,13 +24,18 @@ from .client import RequestError
 from .goals import Goal
 from .tenants import Shape
 
+Kind = Literal["quiet", "changes", "control"]
+"""``changes``: adapters come and go. ``control``: a process of the niceness of the one that formats
+adapters computes, and nothing else happens: what a busy processor costs on this machine."""
+
+NICENESS = 10
 FIRST_EXTRA = 1000 * len(SHAPES)
 """Adapters from this number on come and go without being asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChurnPlan:
-    """``num_rounds`` times a quiet window and one of ``num_each`` loads, replaces and unloads."""
+    """``num_rounds`` times a quiet window, ``num_each`` changes of each kind, and a control."""
 
     num_rounds: int
     num_each: int
@@ -44,9 +50,9 @@ class ChurnPlan:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of the streams; ``is_busy`` where adapters came and went."""
+    """A stretch of the streams, and what there was beside them."""
 
-    is_busy: bool
+    kind: Kind
     start: float
     end: float
 
@@ -131,14 +137,15 @@ async def _load_each_shape(server: Server, store: AdapterStore) -> None:
 
 
 async def _windows(config: ChurnPlan, changes: Changes | None) -> list[Window]:
-    """A quiet window; with ``changes`` quiet and busy ones in turns, the last one quiet."""
+    """A quiet window; with ``changes`` one of each kind, by turns, and a quiet one in the end."""
     windows = [await _quiet(config.quiet_seconds)]
     if changes is not None:
         for _ in range(config.num_rounds):
             start = time.perf_counter()
             for _ in range(config.num_each):
                 await changes.once()
-            windows.append(Window(True, start, time.perf_counter()))
+            windows.append(Window("changes", start, time.perf_counter()))
+            windows.append(await _control(config.quiet_seconds))
             windows.append(await _quiet(config.quiet_seconds))
             changes.resident.append(changes.server.resident_bytes())
     return windows
@@ -147,7 +154,19 @@ async def _windows(config: ChurnPlan, changes: Changes | None) -> list[Window]:
 async def _quiet(seconds: float) -> Window:
     start = time.perf_counter()
     await asyncio.sleep(seconds)
-    return Window(False, start, time.perf_counter())
+    return Window("quiet", start, time.perf_counter())
+
+
+async def _control(seconds: float) -> Window:
+    script = f"import os\nos.nice({NICENESS})\nwhile True: pass"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
+    start = time.perf_counter()
+    try:
+        await asyncio.sleep(seconds)
+        return Window("control", start, time.perf_counter())
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def _stream(
@@ -190,28 +209,33 @@ def summary(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
 ) -> dict[str, object]:
-    """Each busy window against the quiet one before it; raises where memory has not come back."""
+    """Each window against the quiet one before it; raises where memory has not come back."""
     kept = [key for key in before if key != "resident" and before[key] != after[key]]
     if kept:
         differences = [f"{key}: {before[key]} before, {after[key]} after" for key in kept]
         raise RequestError("memory has not come back: " + "; ".join(differences))
-    quiet, busy = (
-        [window.gaps(lines) for window in windows if window.is_busy == is_busy]
-        for is_busy in (False, True)
+    by_kind = {
+        kind: [window.gaps(lines) for window in windows if window.kind == kind]
+        for kind in get_args(Kind)
+    }
+    ratios, control = (
+        [b.p99 / a.p99 for a, b in zip(by_kind["quiet"], by_kind[kind], strict=False)]
+        for kind in ("changes", "control")
     )
-    ratios = [b.p99 / a.p99 for a, b in zip(quiet, busy, strict=False)]
-    goal = Goal("p99 between tokens, with loads / without", median(ratios), "at most", 1.2)
-    for name, found in (("without loads", quiet), ("with loads", busy)):
+    goal = Goal("p99 between tokens, with changes / quiet", median(ratios), "at most", 1.2)
+    for kind, found in by_kind.items():
         click.echo(
-            f"{name:<14} between tokens: p50 {median(p.p50 for p in found) * 1000:6.2f} ms"
+            f"{kind:<8} between tokens: p50 {median(p.p50 for p in found) * 1000:6.2f} ms"
             f"   p99 {median(p.p99 for p in found) * 1000:6.2f} ms   (medians of windows)"
         )
     click.echo(goal.line())
+    click.echo(f"p99 between tokens, with a busy processor / quiet: {median(control):.3f}")
     click.echo("device and host bytes are what they were")
     return {
         "ratios": ratios,
+        "control_ratios": control,
         "windows": [
-            {"is_busy": w.is_busy, "seconds": w.end - w.start, "longest": w.longest(lines)}
+            {"kind": w.kind, "seconds": w.end - w.start, "longest": w.longest(lines)}
             | asdict(w.gaps(lines))
             for w in windows
         ],

@@ -158,16 +158,15 @@ def test_lines_are_enough_for_all_replaces_and_keep_their_shape() -> None:
     assert len(set(numbers)) == len(numbers)
 
 
-def test_a_busy_window_is_held_against_the_quiet_one_before_it() -> None:
+def test_a_window_is_held_against_the_quiet_one_before_it() -> None:
     one = line(answers=[answer(0.0, 1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 7.5, 8.0)])
-    moments = [0.0, 2.5, 5.5, 7.2, 9.0]
-    windows = [
-        Window(bool(number % 2), start, end)
-        for number, (start, end) in enumerate(pairwise(moments))
-    ]
+    kinds: tuple[adapter_churn.Kind, ...] = ("quiet", "changes", "control", "quiet")
+    moments = pairwise([0.0, 2.5, 5.5, 7.2, 9.0])
+    windows = [Window(kind, *ends) for kind, ends in zip(kinds, moments, strict=True)]
     memory = {"device": 5, "tiers": {"a": "device"}, "resident": {"all": 10}}
     found = adapter_churn.summary(windows, [one], memory, memory)
-    assert found["ratios"] == pytest.approx([1.99, 0.5])
+    assert found["ratios"] == pytest.approx([1.99])
+    assert found["control_ratios"] == pytest.approx([1.0])
     assert [window["longest"] for window in found["windows"]] == [1.0, 2.0, 1.0, 0.5]
     grown = memory | {"device": 6, "resident": {"all": 20}}
     with pytest.raises(RequestError, match="device: 5 before, 6 after"):
