@@ -103,13 +103,20 @@ class EngineAdapters:
                 raise AdapterError("path", "is the formatted file of another adapter, or of none")
             self._require_fitting(header)
             self.residency.register(digest, header)
-            self.traits[digest] = self._traits(header)
+            weights = header.shapes
+            self.traits[digest] = AdapterTraits.from_pages(
+                weights.num_pages,
+                weights.num_bytes,
+                invocation_tokens=header.invocation_tokens,
+                is_dense=weights.dense is not None,
+                vocab_size=weights.vocab_size,
+            )
             self._fresh.append(digest)
         return self.report(digest)
 
     def _require_fitting(self, header: FormattedHeader) -> None:
         """Raise AdapterError unless pages have the shapes and the dtype of the bank's."""
-        for name, group in header.shapes().groups.items():
+        for name, group in header.shapes.groups.items():
             pool = self.bank.pools.get(name)
             if pool is None:
                 raise AdapterError("path", f"the base model has no modules {name}")
@@ -120,20 +127,10 @@ class EngineAdapters:
                 )
                 if own != tuple(ours) or given.dtype != stored.dtype:
                     raise AdapterError("path", f"{name} has pages of another base model or dtype")
-        dense, pool_dense = header.shapes().dense, self.bank.dense
+        dense, pool_dense = header.shapes.dense, self.bank.dense
         vectors = None if dense is None else dense.vectors
         if pool_dense and vectors is not None and vectors.numel() != pool_dense.layout.size:
             raise AdapterError("path", "has vectors of another base model")
-
-    def _traits(self, header: FormattedHeader) -> AdapterTraits:
-        shapes = header.shapes()
-        return AdapterTraits(
-            rank=16 * max(shapes.num_pages.values(), default=0),
-            num_bytes=shapes.num_bytes,
-            invocation_tokens=header.invocation_tokens,
-            is_dense=shapes.dense is not None,
-            vocab_size=header.vocab_size,
-        )
 
     def remove(self, call_id: str, digest: str) -> None:
         """Have a version go once its last request has ended; unknown ones are gone already."""

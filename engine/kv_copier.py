@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 
@@ -11,8 +10,6 @@ from torch import Tensor
 
 from ..kernels import ops
 from .errors import EngineStartError
-
-logger = logging.getLogger(__name__)
 
 STAGING_BYTES = 32 << 20
 """Device memory that blocks pass through on a GPU, so that each way is one large copy."""
@@ -69,7 +66,10 @@ class KvCopier:
         self._staging: Tensor | None = None
         self._pinned = kv_pool.is_cuda
         if kv_pool.is_cuda:
-            _pin(self._host)
+            try:
+                ops.pin_host(self._host)
+            except RuntimeError as error:
+                raise EngineStartError(f"kv_offload_gb: {error}") from None
             num_staged = max(1, min(num_host_blocks, STAGING_BYTES // self._block_bytes))
             self._staging = torch.empty_like(self._host[:num_staged], device=kv_pool.device)
         self._thread = ops.CopyThread(kv_pool.device, "kv-copier")
@@ -144,7 +144,7 @@ class KvCopier:
         """Finish the transfer that runs and end those behind it with an error."""
         self._thread.close()
         if self._pinned:
-            _unpin(self._host)
+            ops.unpin_host(self._host)
             self._pinned = False
 
 
@@ -155,24 +155,3 @@ def _runs(ids: Ids) -> Iterator[tuple[int, range]]:
         if stop == len(ids) or ids[stop] != ids[stop - 1] + 1:
             yield ids[start], range(start, stop)
             start = stop
-
-
-def _pin(tensor: Tensor) -> None:
-    """Lock host memory, so that copies to a GPU need no other; exactly as much as there is.
-
-    PyTorch's own pinned memory is rounded up to a power of two, which may be twice as much.
-    """
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    portable = 1
-    code = int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, portable))
-    if code:
-        raise EngineStartError(
-            f"kv_offload_gb: {tensor.nbytes} bytes can't be pinned, CUDA error {code}"
-        )
-
-
-def _unpin(tensor: Tensor) -> None:
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    code = int(runtime.cudaHostUnregister(tensor.data_ptr()))
-    if code:
-        logger.warning("host memory could not be unpinned, CUDA error %d", code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _NICENESS = 10
 _MEMORY = 0.8
@@ -111,23 +114,22 @@ def copy_on_one_core(target: Tensor, source: Tensor) -> None:
     np.copyto(target.view(as_integers).numpy(), source.view(as_integers).numpy())
 
 
-def host_arena(num_bytes: int, device: torch.device) -> Tensor:
-    """[num_bytes] uint8 on the CPU, from which ``device`` copies without waiting.
+def pin_host(tensor: Tensor) -> None:
+    """Lock host memory, so that copies to a GPU need no other; exactly as much as there is.
 
-    A GPU's is ordinary memory that is pinned in place: PyTorch's own pinned memory is rounded up
-    to a power of two. Raises RuntimeError where so much can't be pinned.
+    PyTorch's own pinned memory is rounded up to a power of two, which may be twice as much. Raises
+    RuntimeError where so much can't be pinned.
     """
-    arena = torch.empty(num_bytes, dtype=torch.uint8)
-    if device.type == "cuda" and num_bytes:
-        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        status = runtime.cudaHostRegister(arena.data_ptr(), num_bytes, 0)
-        if int(status):
-            raise RuntimeError(f"{num_bytes} bytes of host memory can't be pinned: {status}")
-    return arena
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    portable = 1
+    code = int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, portable))
+    if code:
+        raise RuntimeError(f"{tensor.nbytes} bytes can't be pinned, CUDA error {code}")
 
 
-def release_host_arena(arena: Tensor, device: torch.device) -> None:
-    """Unpin what ``host_arena`` gave for ``device``; nothing copies from it any more."""
-    if device.type == "cuda" and arena.numel():
-        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        runtime.cudaHostUnregister(arena.data_ptr())
+def unpin_host(tensor: Tensor) -> None:
+    """Undo ``pin_host``; nothing copies from the memory any more."""
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    code = int(runtime.cudaHostUnregister(tensor.data_ptr()))
+    if code:
+        logger.warning("host memory could not be unpinned, CUDA error %d", code)

@@ -1,7 +1,7 @@
 """The one door to the device arithmetic; which backend answers is decided here."""
 
 from .attention_reference import paged_attention
-from .copying import CopyThread, copy_on_one_core, host_arena, release_host_arena
+from .copying import CopyThread, copy_on_one_core, pin_host, unpin_host
 from .dense import VectorRows, norm_rows, scale_rows
 from .linear import linear, pack_linear, packs_linear
 from .lora import LoraRouting, LoraRun, LoraTiles, Selection, expand, shrink
@@ -32,17 +32,17 @@ __all__ = [
     "filter_floors",
     "fused_add_rms_norm",
     "gated_activation",
-    "host_arena",
     "kv_write",
     "linear",
     "norm_rows",
     "pack_linear",
     "packs_linear",
     "paged_attention",
-    "release_host_arena",
+    "pin_host",
     "rms_norm",
     "sample_tokens",
     "scale_rows",
     "shrink",
     "top_tokens",
+    "unpin_host",
 ]

@@ -21,7 +21,7 @@ class Footprint:
     @classmethod
     def of(cls, header: FormattedHeader) -> Footprint:
         """That of a formatted file."""
-        shapes = header.shapes()
+        shapes = header.shapes
         return cls(shapes.num_pages, shapes.dense, shapes.num_bytes, header.num_bytes)
 
     @property

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class StoredPart:
         return data[self.start : self.stop].view(self.dtype).view(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FormattedHeader:
     """What a formatted file says of itself; ``about`` is the writer's own."""
 
@@ -87,6 +88,7 @@ class FormattedHeader:
             )
         return AdapterWeights(groups, dense, self.vocab_size)
 
+    @cached_property
     def shapes(self) -> AdapterWeights:
         """The adapter without its numbers, for what only asks for sizes."""
         return self.weights_in(torch.empty(self.num_bytes, dtype=torch.uint8, device="meta"))

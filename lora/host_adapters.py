@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from ..kernels import ops
 from .errors import AdapterError
@@ -52,8 +51,10 @@ class HostAdapters:
         self.pinned: set[str] = set()
         self.reading: dict[str, None] = {}
         self.num_loads = self.num_evictions = 0
-        self._device = device
-        self._arena: Tensor = ops.host_arena(num_bytes, device)
+        self._arena = torch.empty(num_bytes, dtype=torch.uint8)
+        self._is_pinned = device.type == "cuda" and num_bytes > 0
+        if self._is_pinned:
+            ops.pin_host(self._arena)
         self._extents = Extents(num_bytes)
         self._reads = reads or ops.CopyThread(torch.device("cpu"), "adapter-reads")
         self._headers: dict[str, FormattedHeader] = {}
@@ -308,7 +309,9 @@ class HostAdapters:
     def close(self) -> None:
         """End the reading and give the arena back; whoever copies from it has ended."""
         self._reads.close()
-        ops.release_host_arena(self._arena, self._device)
+        if self._is_pinned:
+            ops.unpin_host(self._arena)
+            self._is_pinned = False
 
     def check(self) -> None:
         """The arena holds the copies and nothing else."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from .shapes import PAGE_RANK, ModuleShapes
+from .shapes import PAGE_RANK
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +29,8 @@ class AdapterTraits:
 
     @classmethod
     def from_pages(
-        cls,
-        num_pages: Mapping[str, int],
-        shapes: ModuleShapes,
-        itemsize: int,
-        invocation_tokens: tuple[int, ...] | None = None,
+        cls, num_pages: Mapping[str, int], num_bytes: int, **others: Any
     ) -> AdapterTraits:
-        """For a version with ``num_pages`` pages of each group and ``itemsize`` bytes a number."""
-        numbers = sum(pages * shapes.page_size(name) for name, pages in num_pages.items())
-        return cls(
-            rank=PAGE_RANK * max(num_pages.values(), default=0),
-            num_bytes=numbers * itemsize,
-            invocation_tokens=invocation_tokens,
-        )
+        """For a version with ``num_pages`` pages of each group; ``others`` are the other fields."""
+        rank = PAGE_RANK * max(num_pages.values(), default=0)
+        return cls(rank=rank, num_bytes=num_bytes, **others)

@@ -44,7 +44,7 @@ def test_the_facts_are_those_of_the_file(model, adapter):
     assert facts.digest == digest_adapter(adapter)
     assert (facts.rank, facts.modules) == (20, ("down_proj", "q_proj"))
     assert facts.file_bytes == path.stat().st_size
-    assert facts.device_bytes == read_header(path).shapes().num_bytes
+    assert facts.device_bytes == read_header(path).shapes.num_bytes
     assert (facts.vocab_size, facts.invocation_tokens, facts.is_dense) == (None, 0, False)
     assert check_formatted(path, str(model), "float32") == facts
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from adapter_kinds import INVOCATION, KINDS
-from oracle import Reference, check_generation
+from engine_run import check_generations, generate_all
+from oracle import Reference
 from tiny_models import VOCAB_SIZE, make_tiny_model
 
 from branchline.engine.build import build_engine
@@ -85,39 +86,14 @@ def requests(served: Served, rounds: int, **params: object) -> list[GenerationRe
     return generations
 
 
-def generate(loop: EngineLoop, generations: list[GenerationRequest]) -> dict[str, list[int]]:
-    for generation in generations:
-        loop.add(generation)
-    tokens: dict[str, list[int]] = {generation.request_id: [] for generation in generations}
-    while loop.has_work:
-        for output in loop.step():
-            assert output.finish_reason != "error", output.error
-            tokens[output.request_id] += output.token_ids
-        loop.check()
-    return tokens
-
-
-def check_all(
-    served: Served, generations: list[GenerationRequest], tokens: dict[str, list[int]]
-) -> None:
-    for generation in generations:
-        check_generation(
-            served.reference,
-            generation.prompt_token_ids,
-            tokens[generation.request_id],
-            generation.adapter,
-            generation.params,
-        )
-
-
 def test_greedy_tokens_are_those_of_peft(served: Served, loop: EngineLoop) -> None:
     generations = requests(served, 2)
-    check_all(served, generations, generate(loop, generations))
+    check_generations(served.reference, generations, generate_all(loop, generations))
 
 
 def test_sampled_tokens_are_those_of_peft(served: Served, loop: EngineLoop) -> None:
     generations = requests(served, 1, temperature=1.0, top_p=0.95, repetition_penalty=1.1)
-    check_all(served, generations, generate(loop, generations))
+    check_generations(served.reference, generations, generate_all(loop, generations))
 
 
 def test_with_few_places_small_chunks_and_steps_ahead(served: Served) -> None:
@@ -130,7 +106,7 @@ def test_with_few_places_small_chunks_and_steps_ahead(served: Served) -> None:
         adapter_dense_gb=0.0006,
         async_scheduling=True,
     )
-    check_all(served, generations, generate(loop, generations))
+    check_generations(served.reference, generations, generate_all(loop, generations))
     stats = loop.stats()
     assert stats.num_adapter_evictions > 0
     assert 0 < stats.adapter_dense_bytes <= stats.max_adapter_dense_bytes
@@ -147,13 +123,13 @@ def test_tokens_that_only_an_adapter_has_are_its_own(served: Served, loop: Engin
         ),
         adapter=MORE,
     )
-    tokens = generate(loop, [*hot, added])
+    tokens = generate_all(loop, [*hot, added])
     for generation in hot:
         name = generation.adapter
         own = VOCAB_SIZE + (KINDS[name].new_tokens if name else 0)
         assert max(tokens[generation.request_id]) < own, name
     assert tokens["added"] == [VOCAB_SIZE] * 8
-    check_all(served, [added], tokens)
+    check_generations(served.reference, [added], tokens)
 
 
 def test_prompts_are_checked_against_the_adapters_vocabulary(loop: EngineLoop) -> None:

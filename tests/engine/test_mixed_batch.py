@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import Reference, check_generation
+from engine_run import check_generations, generate_all
+from oracle import Reference
 from tiny_adapters import ALL_LINEAR, ATTENTION, make_adapter
 from tiny_models import FAMILIES, make_tiny_model
 
@@ -90,37 +91,14 @@ def start(served: Served, **options) -> EngineLoop:
 def generate(
     served: Served, generations: list[GenerationRequest], **options
 ) -> dict[str, list[int]]:
-    loop = start(served, **options)
-    for generation in generations:
-        loop.add(generation)
-    tokens: dict[str, list[int]] = {generation.request_id: [] for generation in generations}
-    while loop.has_work:
-        for output in loop.step():
-            assert output.finish_reason != "error", output.error
-            tokens[output.request_id] += output.token_ids
-        loop.check()
-    return tokens
-
-
-def check_all(
-    served: Served, generations: list[GenerationRequest], tokens: dict[str, list[int]]
-) -> None:
-    for generation in generations:
-        check_generation(
-            served.reference,
-            generation.prompt_token_ids,
-            tokens[generation.request_id],
-            generation.adapter,
-            generation.params,
-            generation.choice_index,
-        )
+    return generate_all(start(served, **options), generations)
 
 
 def test_greedy_tokens_are_those_of_transformers_and_peft(served):
     generations = requests(served)
     options = {"max_model_len": SHORT_CONTEXT} if served.family == "phi3" else {}
     tokens = generate(served, generations, **options)
-    check_all(served, generations, tokens)
+    check_generations(served.reference, generations, tokens)
     assert all(len(answer) == 16 for answer in tokens.values())
 
 
@@ -141,14 +119,16 @@ def test_each_adapter_answers_in_its_own_way(llama):
 @pytest.mark.parametrize("chunk", [1, 5, 23])
 def test_chunks_and_adapters_together(llama, chunk):
     generations = requests(llama)
-    check_all(llama, generations, generate(llama, generations, max_num_batched_tokens=chunk))
+    check_generations(
+        llama.reference, generations, generate(llama, generations, max_num_batched_tokens=chunk)
+    )
 
 
 def test_preemption_and_adapters_together(llama):
     generations = requests(llama)
     block_bytes = 2 * 4 * 4 * 16 * 4 * 4
     small = {"max_model_len": 64, "block_size": 4, "kv_cache_gb": 20 * block_bytes / 2**30}
-    check_all(llama, generations, generate(llama, generations, **small))
+    check_generations(llama.reference, generations, generate(llama, generations, **small))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +145,7 @@ def test_preemption_and_adapters_together(llama):
 )
 def test_sampled_tokens_are_those_of_the_rule_over_the_reference_s_logits(llama, params):
     generations = requests(llama, **params)
-    check_all(llama, generations, generate(llama, generations))
+    check_generations(llama.reference, generations, generate(llama, generations))
 
 
 def test_two_names_for_the_same_bytes_are_one_version(llama):

@@ -51,14 +51,14 @@ def test_what_is_read_is_what_was_written(dtype: torch.dtype, tmp_path: Path) ->
         assert got.dense.tables[name].dtype == table.dtype
         assert torch.equal(got.dense.tables[name], table)
     assert (got.vocab_size, header.invocation_tokens, header.about) == (13, (5, 6), {"base": "b"})
-    assert header.shapes().num_bytes == weights.num_bytes
-    assert header.shapes().num_pages == {"qkv": 2, "down": 1}
+    assert header.shapes.num_bytes == weights.num_bytes
+    assert header.shapes.num_pages == {"qkv": 2, "down": 1}
 
 
 def test_a_plain_adapter_has_nothing_dense(tmp_path: Path) -> None:
     write_formatted(tmp_path / "x", sample(dense=False), None, {})
     header = read_header(tmp_path / "x")
-    assert header.shapes().dense is None
+    assert header.shapes.dense is None
     assert (header.vocab_size, header.invocation_tokens) == (None, None)
 
 

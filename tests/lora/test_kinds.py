@@ -11,7 +11,6 @@ import torch
 from adapter_kinds import INVOCATION, KINDS
 from oracle import Reference
 from served_model import ServedModel
-from tiny_models import make_tiny_model
 
 from branchline.engine.models.config import ModelConfig
 from branchline.engine.module_shapes import module_shapes
@@ -36,19 +35,6 @@ CASES = [("llama32", kind) for kind in KINDS if not PLAIN.match(kind)] + [
     for kind in KINDS
     if chosen.search(kind) and family in KINDS[kind].families
 ]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            directory = tmp_path_factory.mktemp(family)
-            made[family] = make_tiny_model(directory, family, tokenizer=False)
-        return made[family]
-
-    return get
 
 
 @pytest.mark.parametrize(

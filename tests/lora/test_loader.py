@@ -18,7 +18,6 @@ from branchline.lora.loader import load_adapter
 from branchline.lora.mapping import build_mapping
 from branchline.lora.shapes import ModuleShapes
 from branchline.tests.support.tiny_adapters import make_adapter
-from branchline.tests.support.tiny_models import make_tiny_model
 
 HIDDEN, LAYERS = 64, 4
 
@@ -81,19 +80,6 @@ def shapes_of(family: str) -> ModuleShapes:
         head_dim={"llama32": 24, "phi3": 16}[family],
         fused=family == "phi3",
     )
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            directory = tmp_path_factory.mktemp(family)
-            made[family] = make_tiny_model(directory, family, tokenizer=False)
-        return made[family]
-
-    return get
 
 
 def peft_deltas(model_dir: Path, adapter_dir: Path) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from branchline.lora.bank import AdapterBank
 from branchline.lora.shapes import ModuleShapes
 from branchline.lora.traits import AdapterTraits
 from branchline.lora.weights import pages_of_rank
+from branchline.tests.support.lora_reference import random_weights
 
 SHAPES = {
     fused: ModuleShapes.for_decoder(
@@ -39,7 +40,10 @@ def test_costs_are_those_of_the_pages(
     ranks: dict[str, int], rank: int, fused: bool, dtype: torch.dtype
 ) -> None:
     num_pages = {name: pages_of_rank(r) for name, r in ranks.items()}
-    traits = AdapterTraits.from_pages(num_pages, SHAPES[fused], dtype.itemsize, (1, 2))
+    weights = random_weights(SHAPES[fused], ranks, torch.Generator()).as_dtype(dtype)
+    traits = AdapterTraits.from_pages(
+        weights.num_pages, weights.num_bytes, invocation_tokens=(1, 2)
+    )
     bank = AdapterBank(SHAPES[fused], 3, num_pages, dtype, "cpu")
     held = sum(pool.a.nbytes + pool.b.nbytes for pool in bank.pools.values())
     assert traits == AdapterTraits(rank, held, (1, 2))
