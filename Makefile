@@ -24,6 +24,7 @@ demo: $(VENV)/.demo-installed
 
 test: $(VENV)/.dev-installed
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTEST) -n $(JOBS) --dist loadfile tests/gpu
 
 test-slow: $(VENV)/.dev-installed
 	$(PYTEST) -m "slow and not gpu"

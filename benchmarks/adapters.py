@@ -11,7 +11,8 @@ oversubscribed: 16 adapters in use and device room for 8, against room for 16: t
 the same moments, at half of the rate that the server can answer.
 churn: eight endless streams, with a loop of loads, replaces and unloads beside them and without;
 as a control, with a process that only computes. Every answer must be that of one version, which
-could give it then.
+could give it then. Prompts are short: those of a new version are computed anew, however it came,
+and the prefill of longer ones would be measured instead of the loads.
 cold: from a put to its answer, and from a request to its first token by where its adapter is.
 
 Figures are ratios within one run. A failed request, a wrong answer or memory that does not come
@@ -111,7 +112,10 @@ FULL = Plan(
         shape=SHAPE,
     ),
     churn=ChurnPlan(
-        num_rounds=10, num_each=5, quiet_seconds=3.0, shape=replace(SHAPE, output_tokens=64)
+        num_rounds=3,
+        num_each=50,
+        quiet_seconds=8.0,
+        shape=replace(SHAPE, input_tokens=8, output_tokens=64),
     ),
     cold=ColdPlan(num_rounds=10, shape=replace(SHAPE, output_tokens=4)),
 )

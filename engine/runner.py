@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels import ops
 from .batch import StepBatch
 from .models.decoder import Decoder
 
@@ -19,7 +20,7 @@ class ModelRunner:
         shape = (config.num_layers, 2, num_blocks, block_size, config.num_kv_heads, config.head_dim)
         self._decoder = decoder
         self._pool = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
-        self._kv_caches = [(layer[0], layer[1]) for layer in self._pool]
+        self._kv_caches = [ops.KvCache(layer[0], layer[1]) for layer in self._pool]
 
     @property
     def kv_pool(self) -> Tensor:

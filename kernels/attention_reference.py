@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from .kv_cache import KvCache
 from .metadata import AttentionMetadata, DecodeGroup
 
 CHUNK_QUERIES = 256
@@ -14,8 +15,7 @@ CHUNK_QUERIES = 256
 
 def paged_attention(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: KvCache,
     attention: AttentionMetadata,
     scale: float,
     sliding_window: int | None = None,
@@ -23,17 +23,15 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of this step's queries over their requests' cached keys.
 
-    ``q`` [T, Hq, D]; ``k_cache``, ``v_cache`` [num_blocks, block_size, Hkv, D], which hold
-    this step's keys already. A query at position p sees keys (p - sliding_window, p].
+    ``q`` [T, Hq, D]; ``cache`` holds this step's keys already. A query at position p sees keys
+    (p - sliding_window, p].
     ``soft_cap`` c turns scores s into c * tanh(s / c) (Gemma 2). Returns [T, Hq, D].
     """
     out = torch.empty_like(q)
     decodes = q[: attention.num_decodes]
     for group in attention.decode_groups:
         picked = decodes if group.rows is None else decodes.index_select(0, group.rows)
-        attended = _decode(
-            picked, k_cache, v_cache, attention, group, scale, sliding_window, soft_cap
-        )
+        attended = _decode(picked, cache, attention, group, scale, sliding_window, soft_cap)
         if group.rows is None:
             out[: attention.num_decodes] = attended
         else:
@@ -43,23 +41,30 @@ def paged_attention(
         end = start + attention.query_lens[index]
         length = attention.seq_lens_host[index]
         table = attention.block_tables[index]
-        keys = _gather(k_cache, table, length)
-        values = _gather(v_cache, table, length)
+        num_blocks = -(-length // cache.block_size)
+        keys, values = (
+            blocks.flatten(0, 1)[:length] for blocks in _read(cache, table[:num_blocks], q.dtype)
+        )
         _chunk(q[start:end], keys, values, out[start:end], scale, sliding_window, soft_cap)
         start = end
     return out
 
 
-def _gather(cache: Tensor, table: Tensor, length: int) -> Tensor:
-    """One request's keys or values in order: [length, Hkv, D]."""
-    num_blocks = -(-length // cache.shape[1])
-    return cache.index_select(0, table[:num_blocks]).flatten(0, 1)[:length]
+def _read(cache: KvCache, blocks: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The keys and values of ``blocks`` [n]: [n, block_size, Hkv, D] each."""
+    if cache.key_scales is None or cache.value_scales is None:
+        return cache.keys.index_select(0, blocks), cache.values.index_select(0, blocks)
+    blocks = blocks.long()
+    keys, values = (
+        (stored[blocks].float() * scales[blocks].unsqueeze(-1)).to(dtype)
+        for stored, scales in ((cache.keys, cache.key_scales), (cache.values, cache.value_scales))
+    )
+    return keys, values
 
 
 def _decode(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: KvCache,
     attention: AttentionMetadata,
     group: DecodeGroup,
     scale: float,
@@ -68,11 +73,10 @@ def _decode(
 ) -> Tensor:
     """One query a request; a KV head's query heads are its rows, so K is read once."""
     rows, num_heads, head_dim = q.shape
-    num_kv_heads = k_cache.shape[2]
+    num_kv_heads = cache.keys.shape[2]
     tables = _rows_of(attention.block_tables, group, rows)[:, : group.num_blocks].flatten()
-    shape = (rows, group.num_blocks * k_cache.shape[1], num_kv_heads, head_dim)
-    keys = k_cache.index_select(0, tables).view(shape).transpose(1, 2)
-    values = v_cache.index_select(0, tables).view(shape).transpose(1, 2)
+    shape = (rows, group.num_blocks * cache.block_size, num_kv_heads, head_dim)
+    keys, values = (read.view(shape).transpose(1, 2) for read in _read(cache, tables, q.dtype))
     mask = group.masks.get(sliding_window)
     if mask is None:
         seq_lens = _rows_of(attention.seq_lens, group, rows)

@@ -3,6 +3,7 @@
 from .attention_reference import paged_attention
 from .copying import CopyThread, copy_on_one_core, pin_host, unpin_host
 from .dense import VectorRows, norm_rows, scale_rows
+from .kv_cache import KvCache
 from .linear import linear, pack_linear, packs_linear
 from .lora import LoraRouting, LoraRun, LoraTiles, Selection, expand, shrink
 from .metadata import AttentionMetadata, build_attention_metadata
@@ -20,6 +21,7 @@ __all__ = [
     "Activation",
     "AttentionMetadata",
     "CopyThread",
+    "KvCache",
     "LoraRouting",
     "LoraRun",
     "LoraTiles",

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .kv_cache import KvCache, quantize_rows
+
 Activation = Literal["silu", "gelu_tanh"]
 
 
@@ -45,14 +47,24 @@ def apply_rope(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     rotated.mul_(cos.unsqueeze(1)).addcmul_(swapped, sin.unsqueeze(1))
 
 
-def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+def kv_write(k: Tensor, v: Tensor, cache: KvCache, slot_mapping: Tensor) -> None:
     """Put this step's keys and values [T, Hkv, D] where ``slot_mapping`` [T] says.
 
-    A slot is ``block_id * block_size + offset`` in caches [num_blocks, block_size, Hkv, D];
-    every slot is distinct.
+    A slot is ``block_id * block_size + offset``; every slot is distinct but those of the scrap
+    block, which nobody reads.
     """
-    k_cache.view(-1, *k_cache.shape[2:]).index_copy_(0, slot_mapping, k)
-    v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slot_mapping, v)
+    if cache.key_scales is None or cache.value_scales is None:
+        cache.keys.view(-1, *cache.keys.shape[2:]).index_copy_(0, slot_mapping, k)
+        cache.values.view(-1, *cache.values.shape[2:]).index_copy_(0, slot_mapping, v)
+        return
+    blocks, offsets = slot_mapping // cache.block_size, slot_mapping % cache.block_size
+    for rows, stored, stored_scales in (
+        (k, cache.keys, cache.key_scales),
+        (v, cache.values, cache.value_scales),
+    ):
+        quantized, scales = quantize_rows(rows)
+        stored[blocks, offsets] = quantized
+        stored_scales[blocks, offsets] = scales
 
 
 def gated_activation(gate_up: Tensor, activation: Activation) -> Tensor:

@@ -140,10 +140,12 @@ def attention(bench: Bench, window: int | None, soft_cap: float | None) -> float
         for position in range(length)
     ]
     slot_mapping = torch.tensor(slots, device=bench.device)
-    ops.kv_write(torch.cat(keys), torch.cat(values), k_cache, v_cache, slot_mapping)
+    ops.kv_write(torch.cat(keys), torch.cat(values), ops.KvCache(k_cache, v_cache), slot_mapping)
     q = bench.draw(sum(query_lens), 8, 64)
     metadata = ops.build_attention_metadata(tables, query_lens, seq_lens, bench.device)
-    actual = ops.paged_attention(q, k_cache, v_cache, metadata, 0.125, window, soft_cap)
+    actual = ops.paged_attention(
+        q, ops.KvCache(k_cache, v_cache), metadata, 0.125, window, soft_cap
+    )
     parts = zip(torch.split(wide(q), list(query_lens)), keys, values, strict=True)
     expected = [attended(row, wide(k), wide(v), window, soft_cap) for row, k, v in parts]
     return bench.error(actual, torch.cat(expected))

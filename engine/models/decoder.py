@@ -56,15 +56,15 @@ class Decoder:
         self,
         input_ids: Tensor,
         positions: Tensor,
-        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        kv_caches: Sequence[ops.KvCache],
         slot_mapping: Tensor,
         attention: ops.AttentionMetadata,
         lora: StepLora | None,
     ) -> Tensor:
         """Run the step's T tokens and write their keys and values -> normed hidden [T, H].
 
-        ``input_ids``, ``positions``, ``slot_mapping`` [T] int64; ``kv_caches`` holds one
-        (keys, values) pair [num_blocks, block_size, Hkv, D] a layer.
+        ``input_ids``, ``positions``, ``slot_mapping`` [T] int64; ``kv_caches`` holds one a
+        layer.
         """
         step = StepInputs(self._ropes(positions), slot_mapping, attention, lora)
         residual = self.embed(input_ids, lora)

@@ -82,7 +82,7 @@ class DecoderLayer:
         }
         return cls(index, config, config.layers[index], weights, norms)
 
-    def attend(self, x: Tensor, kv_cache: tuple[Tensor, Tensor], step: StepInputs) -> Tensor:
+    def attend(self, x: Tensor, kv_cache: ops.KvCache, step: StepInputs) -> Tensor:
         """Self-attention of normed ``x`` [T, H] over the paged cache -> [T, H]."""
         config, weights = self.config, self.weights
         qkv = project(x, weights.qkv, weights.qkv_bias, self.index, "qkv", step.lora)
@@ -97,12 +97,10 @@ class DecoderLayer:
         if self.facts.rope is not None:
             for part in turned:
                 ops.apply_rope(part, *step.ropes[self.facts.rope])
-        k_cache, v_cache = kv_cache
-        ops.kv_write(k, v, k_cache, v_cache, step.slot_mapping)
+        ops.kv_write(k, v, kv_cache, step.slot_mapping)
         attended = ops.paged_attention(
             q,
-            k_cache,
-            v_cache,
+            kv_cache,
             step.attention,
             config.attention_scale,
             self.facts.sliding_window,

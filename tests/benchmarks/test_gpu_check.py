@@ -30,7 +30,7 @@ def test_every_op_holds_on_the_host_in_every_dtype() -> None:
     [
         ("rms_norm", lambda x, weight, eps, offset=0.0: x * weight),
         ("gated_activation", lambda gate_up, activation: gate_up.chunk(2, -1)[0]),
-        ("kv_write", lambda k, v, k_cache, v_cache, slot_mapping: None),
+        ("kv_write", lambda k, v, cache, slot_mapping: None),
         ("paged_attention", lambda q, *rest: torch.full_like(q, float("nan"))),
         ("apply_rope", lambda heads, cos, sin: None),
         ("expand", lambda hidden, b_pages, slice_sizes, routing, y: None),

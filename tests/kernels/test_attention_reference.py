@@ -44,7 +44,7 @@ def paged_case(query_lens, seq_lens, num_heads, num_kv_heads, seed=0, poison=1e4
         slots = torch.tensor(
             [table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(seq_len)]
         )
-        ops.kv_write(k, v, k_cache, v_cache, slots)
+        ops.kv_write(k, v, ops.KvCache(k_cache, v_cache), slots)
         tables.append(table)
         q = torch.randn(query_len, num_heads, HEAD_DIM, generator=generator)
         requests.append((q, k, v))
@@ -67,7 +67,7 @@ def paged_case(query_lens, seq_lens, num_heads, num_kv_heads, seed=0, poison=1e4
 def test_equals_dense_attention(heads, window, cap, query_lens, seq_lens):
     requests, k_cache, v_cache, attention = paged_case(query_lens, seq_lens, *heads)
     q = torch.cat([q for q, _, _ in requests])
-    out = ops.paged_attention(q, k_cache, v_cache, attention, 0.3, window, cap)
+    out = ops.paged_attention(q, ops.KvCache(k_cache, v_cache), attention, 0.3, window, cap)
     expected = torch.cat([dense(q, k, v, 0.3, window, cap) for q, k, v in requests])
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -80,7 +80,7 @@ def test_short_decodes_are_not_padded_to_a_long_one(window, cap, monkeypatch):
     requests, k_cache, v_cache, attention = paged_case([1] * 5, seq_lens, 4, 2)
     assert sorted(group.num_blocks for group in attention.decode_groups) == [1, 5, 75]
     q = torch.cat([q for q, _, _ in requests])
-    out = ops.paged_attention(q, k_cache, v_cache, attention, 0.3, window, cap)
+    out = ops.paged_attention(q, ops.KvCache(k_cache, v_cache), attention, 0.3, window, cap)
     expected = torch.cat([dense(q, k, v, 0.3, window, cap) for q, k, v in requests])
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -90,7 +90,7 @@ def test_short_decodes_are_not_padded_to_a_long_one(window, cap, monkeypatch):
 def test_long_chunks_are_computed_in_pieces(window, cap, num_cached):
     requests, k_cache, v_cache, attention = paged_case([600], [600 + num_cached], 4, 2)
     [(q, k, v)] = requests
-    out = ops.paged_attention(q, k_cache, v_cache, attention, 0.3, window, cap)
+    out = ops.paged_attention(q, ops.KvCache(k_cache, v_cache), attention, 0.3, window, cap)
     torch.testing.assert_close(out.double(), dense(q, k, v, 0.3, window, cap), rtol=1e-4, atol=1e-4)
 
 
@@ -98,7 +98,8 @@ def test_layers_with_different_windows_share_one_step():
     requests, k_cache, v_cache, attention = paged_case([1, 1], [9, 14], 2, 2)
     q = torch.cat([q for q, _, _ in requests])
     outs = [
-        ops.paged_attention(q, k_cache, v_cache, attention, 0.3, window) for window in (3, None, 3)
+        ops.paged_attention(q, ops.KvCache(k_cache, v_cache), attention, 0.3, window)
+        for window in (3, None, 3)
     ]
     assert torch.equal(outs[0], outs[2])
     assert not torch.allclose(outs[0], outs[1])
@@ -107,7 +108,9 @@ def test_layers_with_different_windows_share_one_step():
 def test_bfloat16_stays_near_float64():
     requests, k_cache, v_cache, attention = paged_case([1, 4], [13, 10], 4, 2)
     q = torch.cat([q for q, _, _ in requests])
-    out = ops.paged_attention(q.bfloat16(), k_cache.bfloat16(), v_cache.bfloat16(), attention, 0.25)
+    out = ops.paged_attention(
+        q.bfloat16(), ops.KvCache(k_cache.bfloat16(), v_cache.bfloat16()), attention, 0.25
+    )
     expected = torch.cat([dense(q, k, v, 0.25, None, None) for q, k, v in requests])
     torch.testing.assert_close(out.double(), expected, rtol=0.05, atol=0.03)
 

@@ -60,7 +60,7 @@ def test_rope_turns_a_view_of_a_fused_projection_and_nothing_beside_it():
 def test_kv_write_touches_only_its_slots():
     k_cache, v_cache = torch.zeros(3, 4, 2, 8), torch.zeros(3, 4, 2, 8)
     k, v = randn(2, 2, 8), randn(2, 2, 8, seed=1)
-    ops.kv_write(k, v, k_cache, v_cache, torch.tensor([11, 2]))
+    ops.kv_write(k, v, ops.KvCache(k_cache, v_cache), torch.tensor([11, 2]))
     assert torch.equal(k_cache[2, 3], k[0])
     assert torch.equal(v_cache[0, 2], v[1])
     assert k_cache.count_nonzero() == k.numel()

@@ -106,7 +106,7 @@ def _forward(
     decoder: Decoder,
     prompts: Sequence[list[int]],
     tables: list[list[int]],
-    kv_caches: list[tuple[Tensor, Tensor]],
+    kv_caches: list[ops.KvCache],
     spans: dict[int, range],
 ) -> Tensor:
     positions = [(i, p) for i, span in spans.items() for p in span]
@@ -133,11 +133,11 @@ def _shuffled_block_tables(lengths: Sequence[int]) -> list[list[int]]:
     return [[blocks.pop() for _ in range(count)] for count in counts]
 
 
-def _poisoned_caches(decoder: Decoder, num_blocks: int) -> list[tuple[Tensor, Tensor]]:
+def _poisoned_caches(decoder: Decoder, num_blocks: int) -> list[ops.KvCache]:
     config = decoder.config
     shape = (num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
     keys = [torch.full(shape, 50.0, dtype=decoder.dtype) for _ in config.layers]
-    return [(key, -key) for key in keys]
+    return [ops.KvCache(key, -key) for key in keys]
 
 
 def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:

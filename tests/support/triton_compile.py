@@ -1,0 +1,47 @@
+"""Compiles kernels for a GPU that is not there, which finds what the interpreter forgives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_source
+from triton.runtime.jit import JITFunction
+
+HOPPER = GPUTarget("cuda", 90, 32)
+MAX_SHARED_BYTES = 227 * 1024
+"""Of one thread block, on Hopper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A kernel for Hopper: what it needs of a multiprocessor."""
+
+    shared_bytes: int
+    num_warps: int
+    ptx: str
+
+
+def compile_kernel(
+    kernel: Any,
+    signature: Mapping[str, str],
+    constants: Mapping[str, object],
+    num_warps: int = 4,
+    num_stages: int = 3,
+) -> Compiled:
+    """Compile ``kernel`` for an H200; raises what Triton finds wrong with it.
+
+    ``signature`` has the type of each argument (``*bf16``, ``i32``, ``fp32``), ``constants`` the
+    values of the constexpr ones, and of any other that is to be None.
+    """
+    function = kernel if isinstance(kernel, JITFunction) else JITFunction(kernel.fn)
+    names = dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=function, signature={**signature, **names}, constexprs=dict(constants))
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    compiled = compile_source(source, target=HOPPER, options=options)
+    shared = int(compiled.metadata.shared)
+    assert shared <= MAX_SHARED_BYTES, f"{shared} bytes of shared memory"
+    return Compiled(shared, num_warps, compiled.asm["ptx"])
