@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .server.engine_flags import engine_options
 
 LORA_FLAGS = ("--lora", "--lora-modules")
 
@@ -102,95 +103,7 @@ def cli() -> None:
     metavar="NAME",
     help="The base model's name; repeatable, the first one leads.  [default: MODEL]",
 )
-@click.option("--max-model-len", type=int, help="Tokens of prompt and answer together.")
-@click.option("--max-num-seqs", type=int, default=256, show_default=True)
-@click.option(
-    "--max-num-batched-tokens",
-    type=int,
-    help="Tokens in one step; longer prompts are computed in chunks.  [default: 2048, CPU: 512]",
-)
-@click.option("--block-size", type=int, default=16, show_default=True, help="Tokens a KV block.")
-@click.option("--gpu-memory-utilization", type=float, default=0.9, show_default=True)
-@click.option("--kv-cache-gb", type=float, help="KV cache size in GiB, on a CPU or a GPU.")
-@click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-)
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
-@click.option("--num-threads", type=int, help="CPU threads of the engine.")
-@click.option(
-    "--enable-prefix-caching/--no-enable-prefix-caching",
-    default=True,
-    show_default=True,
-    help="Keep KV blocks of prompts and answers for later requests.",
-)
-@click.option(
-    "--kv-offload-gb",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Host memory, in GiB, for KV blocks that leave the pool.",
-)
-@click.option(
-    "--share-prefixes",
-    is_flag=True,
-    help="Tenants share cached prefixes: faster, but one can time what others have sent.",
-)
-@click.option("--max-loras", type=int, help="Adapters on the device at once.  [default: 256]")
-@click.option(
-    "--adapter-memory-gb",
-    type=float,
-    help="Device memory, in GiB, for the ranks of adapters.  [default: by machine]",
-)
-@click.option(
-    "--adapter-dense-gb",
-    type=float,
-    help="Device memory, in GiB, for what else adapters bring.  [default: by machine]",
-)
-@click.option(
-    "--adapter-host-gb",
-    type=float,
-    help="Host memory, in GiB, for adapters near the device.  [default: by machine]",
-)
-@click.option("--max-step-rank", type=int, help="Most ranks of adapters, summed, in one step.")
-@click.option(
-    "--scheduling-policy",
-    type=click.Choice(["fair", "fcfs"]),
-    default="fair",
-    show_default=True,
-    help="fair: by tenants' weights; fcfs: by arrival.",
-)
-@click.option(
-    "--async-scheduling/--no-async-scheduling",
-    default=False,
-    show_default=True,
-    help="Plan the next step while the last one runs.",
-)
-@click.option(
-    "--max-queued-requests",
-    type=int,
-    default=2048,
-    show_default=True,
-    help="Choices that may wait; beyond, who has most of the queue hears 429.",
-)
-@click.option(
-    "--max-overtake-cost",
-    type=int,
-    default=65536,
-    show_default=True,
-    help="Cost units, about tokens, that others may get before a request whose turn it was.",
-)
-@click.option(
-    "--tenant-kv-share",
-    type=float,
-    default=0.5,
-    show_default=True,
-    help="Share of the KV pool that one tenant keeps while others need it.",
-)
+@engine_options
 @click.option(
     "--api-key",
     multiple=True,
@@ -315,11 +228,13 @@ def serve(**options: Any) -> None:
 
 
 cli.add_command(
-    LazyCommand("bench", ".server.bench", "bench_command", "Load a server and say how it took it.")
+    LazyCommand(
+        "bench", ".server.bench.command", "bench_command", "Load a server and say how it took it."
+    )
 )
 cli.add_command(
     LazyCommand(
-        "adapter", ".server.adapter_cli", "adapter_command", "Adapters of a running server."
+        "adapter", ".server.adapters.cli", "adapter_command", "Adapters of a running server."
     )
 )
 

@@ -29,9 +29,9 @@ import click
 from branchline import __version__
 from branchline.benchmarks.peers import servers
 from branchline.benchmarks.peers.model import prepare
-from branchline.server.bench import Target, load, write_json
-from branchline.server.bench_report import Summary, machine, summarize
-from branchline.server.bench_workload import Workload
+from branchline.server.bench.command import Target, load, write_json
+from branchline.server.bench.report import Summary, machine, summarize
+from branchline.server.bench.workload import Workload
 
 RESULTS = Path(__file__).with_name("results")
 TOKENS = 64

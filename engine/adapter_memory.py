@@ -18,7 +18,10 @@ MAX_PAGES = 4096
 GPU_PAGES, GPU_DENSE = 0.08, 0.02
 CPU_PAGES, CPU_DENSE, HOST = 1 / 16, 1 / 32, 1 / 8
 MAX_CPU_PAGES, MAX_CPU_DENSE, MAX_HOST = GIB, GIB // 2, 8 * GIB
-"""Shares of the memory that adapters get unless told, and their most on a CPU (when used)."""
+"""Shares of the memory that adapters get unless told, and their most on a CPU (when used).
+
+Of a GPU, shares of what ``gpu_memory_utilization`` gives us.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ def adapter_budget(
     memory = machine_memory()
     if device.type == "cuda":
         total = torch.cuda.mem_get_info(device)[1]
-        pages, dense = int(total * GPU_PAGES), int(total * GPU_DENSE)
+        ours = total * config.gpu_memory_utilization
+        pages, dense = int(ours * GPU_PAGES), int(ours * GPU_DENSE)
     else:
         total = memory
         pages = min(int(memory * CPU_PAGES), MAX_CPU_PAGES)

@@ -4,38 +4,48 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 
 import torch
 
 from ..lora.errors import AdapterError
 from .adapter_format import FormatJob, format_adapter, formatted_path
-from .adapter_memory import adapter_budget
+from .adapter_memory import AdapterBudget, adapter_budget
 from .adapters import EngineAdapters
 from .config import AdapterSource, EngineConfig
+from .errors import EngineStartError
 from .models.decoder import Decoder
 from .module_shapes import module_shapes
+from .progress import OnProgress, Progress
 
 POLL_SECONDS = 0.001
 
-Progress = Callable[[str], None]
 
-
-def open_adapters(config: EngineConfig, decoder: Decoder, on_progress: Progress) -> EngineAdapters:
+def open_adapters(
+    config: EngineConfig, decoder: Decoder, on_progress: OnProgress
+) -> EngineAdapters:
     """Room for adapters, and those that ``config`` names in it.
 
     Raises AdapterError that names the directory of one that is refused.
     """
     shapes = module_shapes(decoder.config)
     budget = adapter_budget(config, shapes, decoder.dtype, decoder.device)
-    adapters = EngineAdapters.with_budget(budget, decoder)
+    adapters = _empty(budget, decoder)
     if config.adapters:
         adapters.spool = tempfile.TemporaryDirectory(prefix="branchline-adapters-")
         for source in config.adapters:
-            on_progress(f"loading adapter {source.path}")
+            on_progress(Progress(f"loading adapter {source.path}"))
             _add(adapters, source, config.model, decoder.dtype, adapters.spool.name)
         _load_first(adapters)
     return adapters
+
+
+def _empty(budget: AdapterBudget, decoder: Decoder) -> EngineAdapters:
+    try:
+        return EngineAdapters.with_budget(budget, decoder)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # host memory that a GPU is to read, and can't
+        raise EngineStartError(f"adapter_host_gb: {error}") from error
 
 
 def _add(

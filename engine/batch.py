@@ -1,21 +1,27 @@
-"""A step plan as tensors: built on the CPU a request at a time, copied to the device once."""
+"""A step on the device: laid out on the host, sent there in one copy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels import ops
 from ..lora.bank import AdapterBank
 from ..lora.dense_mapping import build_step_dense
+from ..lora.indices import spans
 from ..lora.layers import StepLora
 from ..lora.mapping import AdapterMapping, build_mapping
-from .blocks import SCRAP_BLOCK
-from .plan import ScheduledChunk, StepPlan
+from .blocks import PADDING_BLOCK
+from .plan import StepPlan
+from .staging import send
+from .step_layout import Int32s, StepAdapters, StepLayout, lay_out
+
+TABLE_STEP = 16
+"""Block tables on a GPU are a multiple of it wide: kernels are compiled for strides that are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +31,9 @@ class StepBatch:
     input_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     slot_mapping: Tensor  # [T] int64, the KV slot of each token
-    logits_indices: Tensor  # [N] int64, the rows whose logits are wanted
+    logits_indices: Tensor | None  # [N] int64, the rows whose logits are wanted; None: all
     follows: Tensor | None  # [2, F] int64: input rows, and whose sample of the step before they are
+    zero_blocks: Tensor | None  # [Z] int64, blocks to clear beforehand
     attention: ops.AttentionMetadata
     lora: StepLora | None
 
@@ -34,103 +41,94 @@ class StepBatch:
 def build_batch(
     plan: StepPlan, block_size: int, bank: AdapterBank | None, device: torch.device
 ) -> StepBatch:
-    """Lay the plan's chunks out one behind the other."""
-    chunks = plan.chunks
-    lengths = [chunk.num_scheduled_tokens for chunk in chunks]
-    num_tokens = sum(lengths)
-    packed, num_sampling = _pack(chunks, num_tokens, block_size)
-    follows = _follows(chunks)
-    on_device = torch.from_numpy(packed).to(device, non_blocking=True)
+    """The plan's step on the device."""
+    return send_batch(lay_out(plan, block_size), bank, device)
+
+
+def send_batch(layout: StepLayout, bank: AdapterBank | None, device: torch.device) -> StepBatch:
+    """The step on the device; on a GPU nothing here waits for it.
+
+    One copy takes all of it there, from pinned memory that PyTorch's host allocator hands out
+    afresh and takes back when the copy is through: no step writes over what another still reads.
+    """
+    lora = _step_lora(layout, bank)
+    if not ops.uses_kernels(torch.empty(0, device=device)):
+        attention = ops.build_attention_metadata(
+            layout.block_tables, layout.query_lens, layout.seq_lens, device
+        )
+        return _batch(layout, send(_tokens(layout), device), attention, lora)
+    tables = pad_tables(layout.block_tables, len(layout.block_tables))
+    cu_seqlens = np.cumsum([0, *layout.query_lens], dtype=np.int32)
+    seq_lens = np.array(layout.seq_lens, dtype=np.int32)
+    *tokens, tables_there, cu_seqlens_there, seq_lens_there = send(
+        [*_tokens(layout), tables, cu_seqlens, seq_lens], device
+    )
+    attention = ops.AttentionMetadata(
+        block_tables=tables_there,
+        cu_seqlens_q=cu_seqlens_there,
+        seq_lens=seq_lens_there,
+        query_lens=tuple(layout.query_lens),
+        seq_lens_host=tuple(layout.seq_lens),
+        num_decodes=layout.num_decodes,
+        decode_groups=(),  # kernels read the lengths
+    )
+    return _batch(layout, tokens, attention, lora)
+
+
+def _tokens(layout: StepLayout) -> list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+    return [
+        layout.input_ids,
+        layout.positions,
+        layout.slot_mapping,
+        layout.logits_indices,
+        layout.follows,
+        layout.zero_block_ids,
+    ]
+
+
+def _batch(
+    layout: StepLayout,
+    sent: list[Tensor],
+    attention: ops.AttentionMetadata,
+    lora: StepLora | None,
+) -> StepBatch:
+    input_ids, positions, slot_mapping, logits_indices, follows, zero_blocks = sent
     return StepBatch(
-        input_ids=on_device[:num_tokens],
-        positions=on_device[num_tokens : 2 * num_tokens],
-        slot_mapping=on_device[2 * num_tokens : 3 * num_tokens],
-        logits_indices=on_device[3 * num_tokens : 3 * num_tokens + num_sampling],
-        follows=None if follows is None else follows.to(device, non_blocking=True),
-        attention=ops.build_attention_metadata(
-            _block_tables(chunks, block_size),
-            lengths,
-            [chunk.start + chunk.num_scheduled_tokens for chunk in chunks],
-            device,
-        ),
-        lora=_step_lora(chunks, lengths, bank),
+        input_ids=input_ids,
+        positions=positions,
+        slot_mapping=slot_mapping,
+        logits_indices=logits_indices,
+        follows=follows if layout.follows.size else None,
+        zero_blocks=zero_blocks if layout.zero_block_ids.size else None,
+        attention=attention,
+        lora=lora,
     )
 
 
-def _pack(
-    chunks: tuple[ScheduledChunk, ...], num_tokens: int, block_size: int
-) -> tuple[NDArray[np.int64], int]:
-    """Ids, positions, KV slots and logits rows in one array, so that one copy moves them.
-
-    A token that is not known yet is 0 here. Tokens computed again over the tree's blocks leave
-    those alone: their KV goes to the scrap block.
-    """
-    packed = np.empty(4 * num_tokens, dtype=np.int64)
-    ids, positions, slots, rows = packed.reshape(4, num_tokens)
-    offset = num_sampling = 0
-    for chunk in chunks:
-        start, length = chunk.start, chunk.num_scheduled_tokens
-        end = offset + length
-        token_ids, block_ids = chunk.request.token_ids, chunk.request.blocks.block_ids
-        if length == 1:
-            ids[offset] = token_ids[start] if chunk.follows is None else 0
-            positions[offset] = start
-            slots[offset] = block_ids[start // block_size] * block_size + start % block_size
-        else:
-            ids[offset:end] = token_ids[start : start + length]
-            position = np.arange(start, start + length)
-            positions[offset:end] = position
-            blocks = np.asarray(block_ids, dtype=np.int64)
-            slots[offset:end] = blocks[position // block_size] * block_size + position % block_size
-        num_shared = chunk.request.blocks.num_shared_tokens - start
-        if num_shared > 0:
-            slots[offset : min(offset + num_shared, end)] = SCRAP_BLOCK * block_size
-        if chunk.samples:
-            rows[num_sampling] = end - 1
-            num_sampling += 1
-        offset = end
-    return packed, num_sampling
+def pad_tables(block_tables: list[list[int]], num_rows: int, filler: int = PADDING_BLOCK) -> Int32s:
+    """[num_rows, width]: the tables, and ``filler`` behind them and in further rows."""
+    lengths = np.array([len(table) for table in block_tables], dtype=np.int64)
+    width = -(-int(lengths.max(initial=1)) // TABLE_STEP) * TABLE_STEP
+    padded = np.full(num_rows * width, filler, dtype=np.int32)
+    flat = np.fromiter(chain.from_iterable(block_tables), np.int32, int(lengths.sum()))
+    padded[spans(np.arange(len(lengths)) * width, lengths)] = flat
+    return padded.reshape(num_rows, width)
 
 
-def _follows(chunks: tuple[ScheduledChunk, ...]) -> Tensor | None:
-    """Such chunks are of one token, so they are the first and their rows are their numbers."""
-    pairs = [(i, chunk.follows) for i, chunk in enumerate(chunks) if chunk.follows is not None]
-    return torch.tensor(pairs, dtype=torch.int64).T if pairs else None
-
-
-def _block_tables(chunks: tuple[ScheduledChunk, ...], block_size: int) -> list[list[int]]:
-    """Each request's blocks up to the last token of this step."""
-    tables = []
-    for chunk in chunks:
-        num_blocks = -(-(chunk.start + chunk.num_scheduled_tokens) // block_size)
-        tables.append(chunk.request.blocks.block_ids[:num_blocks])
-    return tables
-
-
-def _step_lora(
-    chunks: tuple[ScheduledChunk, ...], lengths: list[int], bank: AdapterBank | None
-) -> StepLora | None:
+def _step_lora(layout: StepLayout, bank: AdapterBank | None) -> StepLora | None:
     if bank is None:
         return None
-    slots: list[int | None] = []
-    segments: list[int] = []
-    for chunk, length in zip(chunks, lengths, strict=True):
-        lease = chunk.request.slot
-        if lease is not None:  # an activated LoRA leaves the tokens before its start to the base
-            num_base = min(max(chunk.request.adapter_start - chunk.start, 0), length)
-            slots.append(None)
-            segments.append(num_base)
-            length -= num_base
-        slots.append(None if lease is None else lease.slot)
-        segments.append(length)
-    mapping = build_mapping(slots, segments, bank)
-    leases = [chunk.request.slot for chunk in chunks]
-    dense = build_step_dense(
-        [None if lease is None else lease.slot for lease in leases],
-        lengths,
-        [chunk.samples for chunk in chunks],
-        bank.dense,
-    )
+    adapters = layout.adapters
+    mapping = build_mapping(adapters.segment_slots, adapters.segment_lengths, bank)
+    dense = build_step_dense(adapters.slots, layout.query_lens, layout.samples, bank.dense)
     if mapping is None and dense is None:
         return None
     return StepLora(bank, mapping or AdapterMapping({}), dense)
+
+
+def has_dense(adapters: StepAdapters, bank: AdapterBank) -> bool:
+    """Whether any adapter of a step brings more than low-rank pairs."""
+    pool = bank.dense
+    return pool is not None and any(
+        slot is not None and pool.held(slot) is not None for slot in set(adapters.slots)
+    )

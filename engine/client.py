@@ -23,14 +23,15 @@ from .messages import (
     CallDone,
     FromEngine,
     Generate,
-    Progress,
     Start,
     Started,
     StartFailed,
+    Starting,
     StepDone,
     Stop,
     ToEngine,
 )
+from .progress import OnProgress, tell_nobody
 from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 
 STOP_SECONDS = 10.0
@@ -59,7 +60,7 @@ class EngineClient:
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, on_progress: Callable[[str], None] | None = None
+        cls, config: EngineConfig, on_progress: OnProgress = tell_nobody
     ) -> EngineClient:
         """Spawn the engine and wait until it is up; raises EngineStartError with the reason."""
         with tempfile.TemporaryDirectory(
@@ -93,9 +94,7 @@ class EngineClient:
             raise
         return cls(process, socket)
 
-    async def _handshake(
-        self, config: EngineConfig, on_progress: Callable[[str], None] | None
-    ) -> None:
+    async def _handshake(self, config: EngineConfig, on_progress: OnProgress) -> None:
         self._send(Start(config))
         exited = asyncio.ensure_future(self._process.wait())
         received: asyncio.Future[bytes] | None = None
@@ -117,11 +116,11 @@ class EngineClient:
         self._receiving = asyncio.create_task(self._receive())
         self._tasks = [self._receiving, asyncio.create_task(self._watch())]
 
-    def _take_startup(self, message: FromEngine, on_progress: Callable[[str], None] | None) -> None:
+    def _take_startup(self, message: FromEngine, on_progress: OnProgress) -> None:
         if isinstance(message, StartFailed):
             raise EngineStartError(message.error)
-        if isinstance(message, Progress) and on_progress is not None:
-            on_progress(message.text)
+        if isinstance(message, Starting):
+            on_progress(message.progress)
         if isinstance(message, Started):
             self._info, self.stats = message.info, message.stats
 

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+KvCacheDtype = Literal["auto", "fp8"]
+Quantization = Literal["fp8"]
 SchedulingPolicy = Literal["fair", "fcfs"]
 
 
@@ -31,7 +33,12 @@ class EngineConfig:
     ``kv_offload_gb`` is host memory for blocks that leave the pool. Requests of different
     tenants share no KV blocks while ``isolate_tenants``.
 
-    With ``async_scheduling`` the next step is planned while the last one runs.
+    With ``async_scheduling`` the next step is planned while the last one runs; None is on for a
+    GPU and off for a CPU. ``enforce_eager`` launches every kernel of every step by itself, without
+    CUDA graphs.
+
+    ``quantization`` "fp8" keeps the weights of the layers' linears in 8 bits, ``kv_cache_dtype``
+    "fp8" the keys and values; both with scales.
 
     ``max_loras`` adapters are on the device at once (None: 256), as far as ``adapter_memory_gb``
     for their ranks and ``adapter_dense_gb`` for what else they bring allow; ``adapter_host_gb`` of
@@ -44,6 +51,7 @@ class EngineConfig:
     model: str
     adapters: tuple[AdapterSource, ...] = ()
     dtype: Dtype = "auto"
+    quantization: Quantization | None = None
     device: Device = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 256
@@ -51,6 +59,7 @@ class EngineConfig:
     block_size: int = 16
     gpu_memory_utilization: float = 0.9
     kv_cache_gb: float | None = None
+    kv_cache_dtype: KvCacheDtype = "auto"
     num_threads: int | None = None
     enable_prefix_caching: bool = True
     kv_offload_gb: float = 0.0
@@ -61,7 +70,8 @@ class EngineConfig:
     adapter_host_gb: float | None = None
     max_step_rank: int | None = None
     scheduling_policy: SchedulingPolicy = "fair"
-    async_scheduling: bool = False
+    async_scheduling: bool | None = None
+    enforce_eager: bool = False
     max_queued_requests: int | None = None
     max_overtake_cost: int = 65536
     tenant_kv_share: float = 0.5
@@ -77,8 +87,15 @@ class EngineConfig:
         _require(
             "max_model_len", self.max_model_len is None or self.max_model_len >= 2, "at least 2"
         )
-        _require("dtype", self.dtype in get_args(Dtype), f"one of {', '.join(get_args(Dtype))}")
-        _require("device", self.device in get_args(Device), f"one of {', '.join(get_args(Device))}")
+        for name, choice in (
+            ("dtype", Dtype),
+            ("device", Device),
+            ("kv_cache_dtype", KvCacheDtype),
+            ("scheduling_policy", SchedulingPolicy),
+        ):
+            allowed = get_args(choice)
+            _require(name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+        _require("quantization", self.quantization in (None, "fp8"), "fp8, or left out")
         for name in (
             *("num_threads", "max_loras", "max_step_rank", "max_queued_requests"),
             "max_num_batched_tokens",
@@ -89,9 +106,6 @@ class EngineConfig:
             value = getattr(self, name)
             _require(name, value is None or value >= 0, "0 or more")
         _require("kv_offload_gb", self.kv_offload_gb >= 0, "0 or more")
-        policies = get_args(SchedulingPolicy)
-        policy_is_known = self.scheduling_policy in policies
-        _require("scheduling_policy", policy_is_known, f"one of {', '.join(policies)}")
         _require("max_overtake_cost", self.max_overtake_cost >= 1, "at least 1")
         _require("tenant_kv_share", 0 < self.tenant_kv_share <= 1, "over 0, at most 1")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..kernels import ops
 from .errors import EngineStartError
+from .staging import send
 
 STAGING_BYTES = 32 << 20
 """Device memory that blocks pass through on a GPU, so that each way is one large copy."""
@@ -53,13 +55,14 @@ class Transfer:
 class KvCopier:
     """Host memory for KV blocks, and the copies between it and the pool, in the order asked for.
 
-    ``kv_pool`` is [num_layers, 2, num_blocks, block_size, Hkv, D]; host blocks are laid out
-    [num_host_blocks, num_layers, 2, block_size, Hkv, D], pinned for a GPU. Until a transfer is
-    done, blocks it reads must not be written, and blocks it writes be touched by nobody.
+    ``kv_pool`` is [num_layers, 2, num_blocks, ...], a block's data and whatever scales it has (see
+    ``KvLayout``); host blocks are laid out [num_host_blocks, num_layers, 2, ...], pinned for a GPU.
+    Until a transfer is done, blocks it reads must not be written, and blocks it writes be touched
+    by nobody.
     """
 
     def __init__(self, kv_pool: Tensor, num_host_blocks: int) -> None:
-        self._blocks = kv_pool.permute(2, 0, 1, 3, 4, 5)
+        self._blocks = kv_pool.movedim(2, 0)
         shape = (num_host_blocks, *self._blocks.shape[1:])
         self._host = torch.empty(shape, dtype=kv_pool.dtype)
         self._block_bytes = self._blocks[0].numel() * kv_pool.itemsize
@@ -138,7 +141,7 @@ class KvCopier:
             self._blocks.index_copy_(0, self._index(blocks[part]), staged)
 
     def _index(self, ids: Ids) -> Tensor:
-        return torch.tensor(ids, dtype=torch.int64, device=self._blocks.device)
+        return send([np.array(ids, dtype=np.int64)], self._blocks.device)[0]
 
     def close(self) -> None:
         """Finish the transfer that runs and end those behind it with an error."""

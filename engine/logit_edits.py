@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from .types import SamplingParams
 
@@ -69,20 +67,14 @@ def row_edits(
     )
 
 
-def edit_logits(logits: Tensor, edits: Mapping[int, RowEdits]) -> None:
-    """Apply the edits of each row (key) of logits [N, V] in place, all rows at once."""
+def pack_edits(edits: Mapping[int, RowEdits]) -> tuple[()] | tuple[Ids, Floats]:
+    """All rows' (key) edits as ``ops.edit_logits`` takes them: [2, E] and [3, E]; () for none."""
     if not edits:
-        return
+        return ()
     rows = np.repeat(list(edits), [len(edit.ids) for edit in edits.values()])
     where = np.stack((rows, np.concatenate([edit.ids for edit in edits.values()])))
     fields = ((edit.bias, edit.repetition, edit.amount) for edit in edits.values())
-    row, column = torch.from_numpy(where).to(logits.device)
-    bias, repetition, amount = torch.from_numpy(
-        np.concatenate([np.stack(field) for field in fields], axis=1)
-    ).to(logits.device)
-    values = logits[row, column] + bias
-    values = torch.where(values > 0, values / repetition, values * repetition)
-    logits[row, column] = values - amount
+    return where, np.concatenate([np.stack(field) for field in fields], axis=1)
 
 
 def _array(ids: Iterable[int]) -> Ids:

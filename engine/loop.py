@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from .adapters import EngineAdapters, Users
-from .batch import build_batch
+from .batch import send_batch
 from .cache_report import report_cache
 from .cache_types import CacheEvent, CacheReport, PinReport, PrefixTarget
 from .errors import RequestError
 from .pins import Pins
 from .pipeline import FinishedStep, StepPipeline
-from .plan import SampledToken, ScheduledChunk, StepPlan
+from .plan import ScheduledChunk, StepPlan
 from .runner import ModelRunner
 from .sampler import Sampler, SamplingRow
 from .scheduler import Scheduler
+from .step_graphs import StepGraphs
+from .step_launch import LaunchedStep
+from .step_layout import lay_out
 from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 
 logger = logging.getLogger(__name__)
@@ -28,13 +31,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
-    """What an engine is made of."""
+    """What an engine is made of; without ``graphs`` every step runs eagerly."""
 
     scheduler: Scheduler
     runner: ModelRunner
     sampler: Sampler
     adapters: EngineAdapters
     pins: Pins
+    graphs: StepGraphs | None = None
 
 
 class EngineLoop:
@@ -49,6 +53,7 @@ class EngineLoop:
         self.adapters = parts.adapters
         self._scheduler = parts.scheduler
         self._runner = parts.runner
+        self._graphs = parts.graphs
         self._sampler = parts.sampler
         self._device = torch.device(info.device)
         self._runs_ahead = depth > 0
@@ -93,6 +98,11 @@ class EngineLoop:
     def has_work(self) -> bool:
         """Whether a step would have anything to consider."""
         return self._pipeline.has_work
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a step is under way that the next call takes in."""
+        return self._pipeline.is_running
 
     @property
     def num_steps(self) -> int:
@@ -146,20 +156,26 @@ class EngineLoop:
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> LaunchedStep:
-        batch = build_batch(plan, self.info.block_size, self.adapters.bank, self._device)
-        logits = self._runner.execute(batch, plan.zero_block_ids, self._previous_token_ids)
+        """Give the device a step; on a GPU nothing here waits for it."""
+        logits = self._execute(plan)
         chunks = plan.sampling_chunks()
         if not chunks:
-            return LaunchedStep([])
-        sampled = self._sampler.sample(logits, self._rows(chunks))
+            return LaunchedStep.without_samples(self._device)
+        pending = self._sampler.launch(logits, self._rows(chunks))
         if self._runs_ahead:
-            self._previous_token_ids = torch.tensor(sampled.token_ids).clamp_(0).to(self._device)
-        return LaunchedStep(
-            [
-                SampledToken(token_id, sampled.logprobs[row], sampled.errors.get(row))
-                for row, token_id in enumerate(sampled.token_ids)
-            ]
-        )
+            self._previous_token_ids = pending.token_ids
+        return LaunchedStep.of(pending)
+
+    def _execute(self, plan: StepPlan) -> Tensor:
+        """A captured graph's replay where there is one for the step."""
+        layout = lay_out(plan, self.info.block_size)
+        previous = self._previous_token_ids
+        if self._graphs is not None:
+            logits = self._graphs.execute(layout, previous)
+            if logits is not None:
+                return logits
+        batch = send_batch(layout, self.adapters.bank, self._device)
+        return self._runner.execute(batch, previous)
 
     def _rows(self, chunks: Sequence[ScheduledChunk]) -> list[SamplingRow]:
         return [
@@ -232,17 +248,6 @@ class EngineLoop:
         """Assert the invariants of everything that is held; for tests and idle times."""
         self._scheduler.check()
         self.adapters.check()
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchedStep:
-    """A step that has run: the sampler has waited for it."""
-
-    tokens: list[SampledToken]
-
-    def result(self) -> list[SampledToken]:
-        """One entry a sampling chunk."""
-        return self.tokens
 
 
 class StepMeter:

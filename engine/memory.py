@@ -15,6 +15,10 @@ GIB = 1024**3
 MIB = 1024**2
 CPU_SHARE = 0.25
 """Of the machine's memory, what a CPU engine takes for KV unless told."""
+SPARE_BYTES = 256 * MIB
+"""On a GPU, for what is made after the pool: staging of copies, and the allocator's holes."""
+GRAPH_BYTES = GIB
+"""What the driver keeps of all captured graphs, at most."""
 
 
 def machine_memory(cgroup_limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
@@ -26,32 +30,43 @@ def machine_memory(cgroup_limit: Path = Path("/sys/fs/cgroup/memory.max")) -> in
         return total
 
 
-def kv_budget(config: EngineConfig, device: torch.device, wanted: int) -> int:
+def kv_budget(config: EngineConfig, device: torch.device, wanted: int, step_bytes: int = 0) -> int:
     """Bytes for the KV pool; ``wanted`` is what ``max_num_seqs`` full sequences need.
 
-    On a GPU the weights are loaded and a largest step has run when this is asked, so the
-    allocator's peak is what a step takes beside the pool.
+    On a GPU all else is there when this is asked, and the largest step has run, which took
+    ``step_bytes`` beside it. Raises EngineStartError for a ``kv_cache_gb`` that is more than can
+    be had: a CPU would only find out under load.
     """
-    if config.kv_cache_gb is not None:
-        return _stated_budget(config.kv_cache_gb, device)
+    stated = config.kv_cache_gb
     if device.type == "cpu":
-        return min(wanted, int(machine_memory() * CPU_SHARE))
+        available = machine_memory()
+        otherwise = min(wanted, int(available * CPU_SHARE))
+    else:
+        captures = not config.enforce_eager
+        available = gpu_room(device, 1.0, step_bytes, captures)
+        otherwise = gpu_room(device, config.gpu_memory_utilization, step_bytes, captures)
+    if stated is None:
+        return otherwise
+    if stated * GIB > available:
+        raise EngineStartError(
+            f"kv_cache_gb: {stated:g} is more than the {size_text(available)} there is"
+        )
+    return int(stated * GIB)
+
+
+def gpu_room(device: torch.device, share: float, step_bytes: int, captures: bool) -> int:
+    """Bytes within ``share`` of a GPU, beside what is there and what steps take.
+
+    Others on it are its other processes, CUDA itself and the code of kernels. Captured graphs
+    have memory of their own: a largest step again at most, and what the driver keeps of each.
+    """
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
-    peak = torch.cuda.max_memory_allocated(device)
-    return int(total * config.gpu_memory_utilization) - others - peak
-
-
-def _stated_budget(kv_cache_gb: float, device: torch.device) -> int:
-    """What was asked for, if the memory is there: a CPU would only find out under load."""
-    budget = int(kv_cache_gb * GIB)
-    on_cpu = device.type == "cpu"
-    available = machine_memory() if on_cpu else torch.cuda.mem_get_info(device)[0]
-    if budget > available:
-        raise EngineStartError(
-            f"kv_cache_gb: {kv_cache_gb:g} is more than the {size_text(available)} there is"
-        )
-    return budget
+    steps = step_bytes + SPARE_BYTES
+    if captures:
+        steps += step_bytes + GRAPH_BYTES
+    there = torch.cuda.memory_allocated(device)
+    return max(0, int(total * share) - others - there - steps)
 
 
 def host_blocks_for(kv_offload_gb: float, block_bytes: int) -> int:

@@ -7,6 +7,7 @@ import msgspec
 from .adapter_types import AdapterEvent, AdapterReport, FreedAdapter, PinTier
 from .cache_types import CacheReport, PinReport, PrefixTarget
 from .config import EngineConfig
+from .progress import Progress
 from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 
 
@@ -106,10 +107,10 @@ class Stop(msgspec.Struct, tag=True, frozen=True):
     """Leave, now."""
 
 
-class Progress(msgspec.Struct, tag=True, frozen=True):
-    """What the engine is doing while it starts; one line for a person."""
+class Starting(msgspec.Struct, tag=True, frozen=True):
+    """How far the engine is with its start."""
 
-    text: str
+    progress: Progress
 
 
 class Started(msgspec.Struct, tag=True, frozen=True):
@@ -153,4 +154,4 @@ class CallDone(msgspec.Struct, tag=True, frozen=True):
 CacheCall = ReportCache | ResetCache | PinPrefix | RemovePin
 AdapterCall = AddAdapter | RemoveAdapter | LoadAdapter | EvictAdapter | PinAdapter | ReportAdapters
 ToEngine = Start | Generate | Abort | Stop | CacheCall | AdapterCall
-FromEngine = Progress | Started | StartFailed | StepDone | CallDone
+FromEngine = Starting | Started | StartFailed | StepDone | CallDone

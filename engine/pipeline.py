@@ -22,7 +22,10 @@ class LaunchedStep(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FinishedStep:
-    """A step that is through: its plan, how long it took, why it failed if it did."""
+    """A step that is through: its plan, how long it took, why it failed if it did.
+
+    ``seconds`` are counted from its launch, or from the end of the step before if that was later.
+    """
 
     plan: StepPlan
     seconds: float
@@ -46,11 +49,17 @@ class StepPipeline:
         self._launch = launch
         self._depth = depth
         self._under_way: deque[tuple[StepPlan, LaunchedStep, float]] = deque()
+        self._last_end = 0.0
 
     @property
     def has_work(self) -> bool:
         """Whether there is anything to plan or to wait for."""
         return bool(self._under_way) or self._scheduler.has_requests
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a step is under way."""
+        return bool(self._under_way)
 
     def advance(self) -> list[FinishedStep]:
         """Launch one step if there is one, and return those that were taken in."""
@@ -77,10 +86,15 @@ class StepPipeline:
             except Exception as error:
                 finished.append(self._failed(plan, started, error))
                 continue
-            seconds = time.perf_counter() - started
+            seconds = self._seconds_since(started)
             finished.append(FinishedStep(plan, seconds, self._scheduler.apply(plan, sampled)))
         return finished
 
     def _failed(self, plan: StepPlan, started: float, error: Exception) -> FinishedStep:
         outputs = self._scheduler.fail(plan, f"{type(error).__name__}: {error}")
-        return FinishedStep(plan, time.perf_counter() - started, outputs, error)
+        return FinishedStep(plan, self._seconds_since(started), outputs, error)
+
+    def _seconds_since(self, started: float) -> float:
+        """Of a step that ends now: what it took beside the steps that ended before it."""
+        before, self._last_end = self._last_end, time.perf_counter()
+        return self._last_end - max(started, before)

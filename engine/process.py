@@ -24,13 +24,13 @@ from .messages import (
     FromEngine,
     Generate,
     PinPrefix,
-    Progress,
     RemovePin,
     ReportCache,
     ResetCache,
     Start,
     Started,
     StartFailed,
+    Starting,
     StepDone,
     Stop,
     ToEngine,
@@ -83,7 +83,7 @@ class EngineServer:
         from .build import build_engine
 
         try:
-            return build_engine(message.config, lambda text: self._send(Progress(text)))
+            return build_engine(message.config, lambda news: self._send(Starting(news)))
         except (BranchlineError, ValueError, OSError) as error:
             self._send(StartFailed(str(error)))
         except Exception as error:
@@ -99,7 +99,7 @@ class EngineServer:
         self._tell(loop, [*self._rejected, *outputs], stepped)
         self._rejected = []
         if loop.has_work:
-            self._receive(loop, 0 if stepped else STALLED_POLL_MS)
+            self._receive(loop, 0 if stepped or loop.is_running else STALLED_POLL_MS)
             return
         is_busy = loop.tend()
         self._tell(loop, [], False)

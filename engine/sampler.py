@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..kernels import ops
-from .logit_edits import RowEdits, edit_logits, row_edits
+from .logit_edits import RowEdits, pack_edits, row_edits
+from .staging import Array, HostCopy, send
 from .types import SamplingParams, TokenLogprobs
 
 MIN_TEMPERATURE = 1e-5
@@ -19,6 +20,9 @@ MIN_TEMPERATURE = 1e-5
 
 NO_TOKEN_ID = -1
 """In place of the token of a row that failed."""
+
+_GREEDY_FLOATS = (0.0, 1.0, 0.0)
+_GREEDY_INTEGERS = (0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,35 +50,73 @@ class SampledTokens:
     errors: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class PendingSample:
+    """What a launch chooses: on the device at once, on the host when ``result`` has waited for it.
+
+    token_ids [N] int64 are the next step's input; 0 stands in for the token of a failed row.
+    """
+
+    token_ids: Tensor
+    _copy: HostCopy
+    _reported: list[int]
+    _counts: list[int]
+
+    def result(self) -> SampledTokens:
+        """Wait for the tokens, and for nothing that was launched after them."""
+        num_rows = len(self.token_ids)
+        host = self._copy.read()
+        errors = _errors(host[num_rows : 2 * num_rows])
+        token_ids = [NO_TOKEN_ID if i in errors else int(host[i]) for i in range(num_rows)]
+        logprobs: list[TokenLogprobs | None] = [None] * num_rows
+        chosen = [token_ids[i] for i in self._reported]
+        entries = _read_report(host[2 * num_rows :], chosen, self._counts)
+        for i, entry in zip(self._reported, entries, strict=True):
+            logprobs[i] = None if i in errors else entry
+        return SampledTokens(token_ids, logprobs, errors)
+
+
 class Sampler:
     """Chooses tokens; holds no state, so equal arguments always give equal tokens."""
 
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
+        """``launch``, and wait for the tokens."""
+        return self.launch(logits, rows).result()
+
+    def launch(self, logits: Tensor, rows: Sequence[SamplingRow]) -> PendingSample:
         """One token for each row of logits [N, V] float32, which are overwritten.
 
         Logprobs are of the logits as they come in. Then, in vLLM's order: logit_bias and
         min_tokens; repetition, frequency and presence penalty; temperature; min_p; top_k;
         top_p. A row of the lowest temperatures takes its largest logit, of the lowest id.
+        On a GPU nothing here waits for the device.
         """
         reported = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
-        raw = logits[reported] if reported else None
-        edit_logits(logits, _edits(rows, logits.shape[1]))
-        top_ids, top_logits = ops.top_tokens(logits)
-        chosen = _choose(logits, top_ids, rows)
-
-        parts = [chosen.to(torch.float64), top_logits.to(torch.float64)]
         counts = [rows[i].params.logprobs or 0 for i in reported]
-        if raw is not None:
-            parts += _report(raw, chosen[reported], counts)
-        host: list[float] = torch.cat(parts).tolist()  # one copy to the host for all rows
+        edits = pack_edits(_edits(rows, logits.shape[1]))
+        arrays = (np.array(reported, np.int64), *_pack_draws(rows), *edits)
+        index, floats, integers, *sent = send(arrays, logits.device)
 
-        errors = _errors(host[len(rows) : 2 * len(rows)])
-        token_ids = [NO_TOKEN_ID if i in errors else int(host[i]) for i in range(len(rows))]
-        logprobs: list[TokenLogprobs | None] = [None] * len(rows)
-        entries = _read_report(host[2 * len(rows) :], [token_ids[i] for i in reported], counts)
-        for i, entry in zip(reported, entries, strict=True):
-            logprobs[i] = None if i in errors else entry
-        return SampledTokens(token_ids, logprobs, errors)
+        raw = logits.index_select(0, index) if reported else None
+        if edits:
+            ops.edit_logits(logits, *sent)
+        top_ids, top_logits = ops.top_tokens(logits)
+        chosen = _choose(logits, top_ids, (floats, integers), rows)
+
+        parts = [chosen, top_logits]
+        if raw is not None:
+            parts += ops.report_logprobs(raw, chosen.index_select(0, index), counts)
+        values = torch.cat([part.to(torch.float64) for part in parts])
+        token_ids = torch.where(top_logits.abs() < math.inf, chosen, 0)
+        return PendingSample(token_ids, HostCopy(values), reported, counts)
+
+    def warm_up(self, logits: Tensor) -> None:
+        """Run every kernel once on logits [N, V], so that no request waits for its compilation."""
+        plain = SamplingParams(temperature=1.0, seed=0)
+        full = replace(plain, top_p=0.9, logit_bias={0: 0.0}, logprobs=1)
+        for params in (plain, full):
+            row = SamplingRow(params=params, position=0, prompt_token_ids=(), output_token_ids=())
+            self.sample(logits, [row] * len(logits))
 
 
 def _edits(rows: Sequence[SamplingRow], vocab_size: int) -> dict[int, RowEdits]:
@@ -97,82 +139,64 @@ def _errors(top_logits: Sequence[float]) -> dict[int, str]:
     return errors
 
 
-def _choose(logits: Tensor, top_ids: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Token ids [N]; the greedy ones are in top_ids [N] already."""
-    picks = [i for i, row in enumerate(rows) if row.params.temperature >= MIN_TEMPERATURE]
-    if not picks:
-        return top_ids
-    if len(picks) == len(rows):
-        return _draw(logits, top_ids, rows)
-    index = torch.tensor(picks).to(logits.device)
-    drawn = _draw(logits[index], top_ids[index], [rows[i] for i in picks])
-    return top_ids.index_copy(0, index, drawn)
-
-
-def _draw(logits: Tensor, top_ids: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    device = logits.device
-    temperature = torch.tensor([row.params.temperature for row in rows], dtype=torch.float64)
-    temperature = temperature.to(device, non_blocking=True)
-    streams = torch.from_numpy(np.array([_stream(row) for row in rows]).T).to(device)
-    floors = _floors(logits, temperature, rows)
-    return ops.sample_tokens(logits, top_ids, temperature, streams, floors)
-
-
-def _stream(row: SamplingRow) -> tuple[int, int, int, int]:
-    """Low and high word of the seed (any int, taken modulo 2**64), position, choice index."""
-    seed = row.params.seed
-    assert seed is not None, "a sampled request needs a seed"
-    return seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, row.position, row.choice_index
-
-
-def _floors(logits: Tensor, temperature: Tensor, rows: Sequence[SamplingRow]) -> Tensor | None:
-    """The least logits [N] that the rows' filters keep; None if no row has a filter."""
-    picks = [i for i, row in enumerate(rows) if _is_filtered(row.params)]
-    if not picks:
-        return None
-    params = [rows[i].params for i in picks]
-    top_k = torch.tensor([p.top_k for p in params]).to(logits.device)
-    shares = torch.tensor([(p.top_p, p.min_p) for p in params], dtype=torch.float64)
-    top_p, min_p = shares.to(logits.device).unbind(1)
-    if len(picks) == len(rows):
-        return ops.filter_floors(logits, temperature, top_k, top_p, min_p)
-    index = torch.tensor(picks).to(logits.device)
-    kept = ops.filter_floors(logits[index], temperature[index], top_k, top_p, min_p)
-    return torch.full_like(temperature, -math.inf).index_copy_(0, index, kept)
+def _is_drawn(params: SamplingParams) -> bool:
+    return params.temperature >= MIN_TEMPERATURE
 
 
 def _is_filtered(params: SamplingParams) -> bool:
-    return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+    return _is_drawn(params) and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
 
 
-def _report(raw: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """For `_read_report`, float64: logprob [L] and rank [L] of token_ids [L], then the row,
-    id and logprob, [C] each, of every id that may belong to its row's ``counts`` best.
+def _pack_draws(rows: Sequence[SamplingRow]) -> tuple[Array, Array]:
+    """What the draws need to know of each row, of no row if all are greedy.
+
+    Temperature, top_p and min_p [3, N] float64; top_k, low and high word of the seed (any int,
+    taken modulo 2**64), position and choice index [5, N] int64. Greedy rows have temperature 0
+    and no filters.
     """
-    vocab_size = raw.shape[1]
-    logprobs = raw.log_softmax(-1)
-    chosen = token_ids[:, None]
-    ranks = (raw > raw.gather(1, chosen)).sum(1) + 1
-    # All that tie with the last of the best go along: which of them count is for the host.
-    widest = min(max(max(counts), 1), vocab_size)
-    last = torch.tensor([min(max(n, 1), widest) - 1 for n in counts]).to(raw.device)
-    bar = raw.topk(widest, dim=1).values.gather(1, last[:, None])
-    wanted = torch.tensor([n > 0 for n in counts]).to(raw.device)[:, None]
-    # An id that a row's vocabulary does not have is at -inf, and never among the best.
-    found = torch.nonzero((raw >= bar) & wanted & (raw > -math.inf), as_tuple=True)
-    parts = (logprobs.gather(1, chosen)[:, 0], ranks, *found, logprobs[found])
-    return [part.to(torch.float64) for part in parts]
+    if not any(_is_drawn(row.params) for row in rows):
+        return np.empty((3, 0)), np.empty((5, 0), np.int64)
+    floats: list[tuple[float, ...]] = []
+    integers: list[tuple[int, ...]] = []
+    for row in rows:
+        params = row.params
+        if not _is_drawn(params):
+            floats.append(_GREEDY_FLOATS)
+            integers.append(_GREEDY_INTEGERS)
+            continue
+        seed = params.seed
+        assert seed is not None, "a sampled request needs a seed"
+        floats.append((params.temperature, params.top_p, params.min_p))
+        words = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
+        integers.append((params.top_k, *words, row.position, row.choice_index))
+    return np.array(floats, np.float64).T.copy(), np.array(integers, np.int64).T.copy()
+
+
+def _choose(
+    logits: Tensor, top_ids: Tensor, draws: Sequence[Tensor], rows: Sequence[SamplingRow]
+) -> Tensor:
+    """Token ids [N]; the greedy ones are in top_ids [N] already."""
+    floats, integers = draws
+    if not floats.shape[1]:
+        return top_ids
+    temperature, top_p, min_p = floats
+    floors = None
+    if any(_is_filtered(row.params) for row in rows):
+        floors = ops.filter_floors(logits, temperature, integers[0], top_p, min_p)
+    return ops.sample_tokens(logits, top_ids, temperature, integers[1:], floors)
 
 
 def _read_report(
     values: list[float], token_ids: Sequence[int], counts: Sequence[int]
 ) -> list[TokenLogprobs]:
+    """The entries of ``ops.report_logprobs``; of equal ones the lowest id comes first."""
     num_rows = len(token_ids)
     size = (len(values) - 2 * num_rows) // 3
     rows, ids, logprobs = (values[2 * num_rows + i * size :][:size] for i in range(3))
     best: list[list[tuple[float, int]]] = [[] for _ in token_ids]
     for row, token_id, logprob in zip(rows, ids, logprobs, strict=True):
-        best[int(row)].append((-logprob, int(token_id)))
+        if logprob > -math.inf:
+            best[int(row)].append((-logprob, int(token_id)))
     entries = []
     for i, token_id in enumerate(token_ids):
         top = sorted(best[i])[: counts[i]]

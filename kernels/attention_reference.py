@@ -77,13 +77,17 @@ def _decode(
     tables = _rows_of(attention.block_tables, group, rows)[:, : group.num_blocks].flatten()
     shape = (rows, group.num_blocks * cache.block_size, num_kv_heads, head_dim)
     keys, values = (read.view(shape).transpose(1, 2) for read in _read(cache, tables, q.dtype))
-    mask = group.masks.get(sliding_window)
+    mask = None if group.masks is None else group.masks.get(sliding_window)
     if mask is None:
         seq_lens = _rows_of(attention.seq_lens, group, rows)
         mask = _decode_mask(seq_lens, shape[1], sliding_window, q.dtype)
-        group.masks[sliding_window] = mask
+        if group.masks is not None:
+            group.masks[sliding_window] = mask
     grouped = q.view(rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    return _attend(grouped, keys, values, mask, scale, soft_cap).reshape(q.shape)
+    attended = _attend(grouped, keys, values, mask, scale, soft_cap).reshape(q.shape)
+    if group.masks is None:  # rows of padding, perhaps
+        attended.masked_fill_((attention.seq_lens[:rows] == 0)[:, None, None], 0.0)
+    return attended
 
 
 def _rows_of(tensor: Tensor, group: DecodeGroup, num_rows: int) -> Tensor:

@@ -1,10 +1,18 @@
-"""x W^T + b: cuBLAS on a GPU, oneDNN over weights in its own blocked layout on a CPU."""
+"""x W^T + b: cuBLAS on a GPU, oneDNN over weights in its own blocked layout on a CPU.
+
+Weights in 8 bits (``Fp8Weight``) are multiplied in 8 bits on a GPU, and so rounded on a CPU.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .fp8 import Fp8Weight
+from .fp8_ops import fp8_linear
+
+LinearWeight = Tensor | Fp8Weight
 
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -22,8 +30,10 @@ def pack_linear(weight: Tensor) -> Tensor:
     return packed
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x`` [T, K], contiguous; ``weight`` [N, K] as it is or packed -> [T, N]."""
+def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
+    """``x`` [T, K], contiguous; ``weight`` [N, K] as it is, packed or in 8 bits -> [T, N]."""
+    if isinstance(weight, Fp8Weight):
+        return fp8_linear(x, weight, bias)
     if weight.is_mkldnn:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return y

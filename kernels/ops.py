@@ -1,35 +1,56 @@
 """The one door to the device arithmetic; which backend answers is decided here."""
 
-from .attention_reference import paged_attention
+from .attention_ops import paged_attention
 from .copying import CopyThread, copy_on_one_core, pin_host, unpin_host
-from .dense import VectorRows, norm_rows, scale_rows
+from .dense import VectorRows
+from .fp8 import MULTIPLE as FP8_MULTIPLE
+from .fp8 import Fp8Weight
+from .fp8_ops import quantize_weight
 from .kv_cache import KvCache
-from .linear import linear, pack_linear, packs_linear
-from .lora import LoraRouting, LoraRun, LoraTiles, Selection, expand, shrink
+from .linear import LinearWeight, linear, pack_linear, packs_linear
+from .lora_ops import (
+    LoraRouting,
+    LoraRun,
+    LoraTiles,
+    LoraWork,
+    Selection,
+    beside,
+    expand,
+    shrink,
+    uses_kernels,
+    write_expand,
+)
 from .metadata import AttentionMetadata, build_attention_metadata
-from .reference import (
-    Activation,
-    apply_rope,
+from .reference import Activation, apply_rope, kv_write
+from .sample_ops import edit_logits, filter_floors, report_logprobs, sample_tokens, top_tokens
+from .small_ops import (
     fused_add_rms_norm,
     gated_activation,
-    kv_write,
+    norm_rows,
     rms_norm,
+    rope_and_kv_write,
+    scale_rows,
 )
-from .sample import filter_floors, sample_tokens, top_tokens
 
 __all__ = [
+    "FP8_MULTIPLE",
     "Activation",
     "AttentionMetadata",
     "CopyThread",
+    "Fp8Weight",
     "KvCache",
+    "LinearWeight",
     "LoraRouting",
     "LoraRun",
     "LoraTiles",
+    "LoraWork",
     "Selection",
     "VectorRows",
     "apply_rope",
+    "beside",
     "build_attention_metadata",
     "copy_on_one_core",
+    "edit_logits",
     "expand",
     "filter_floors",
     "fused_add_rms_norm",
@@ -41,10 +62,15 @@ __all__ = [
     "packs_linear",
     "paged_attention",
     "pin_host",
+    "quantize_weight",
+    "report_logprobs",
     "rms_norm",
+    "rope_and_kv_write",
     "sample_tokens",
     "scale_rows",
     "shrink",
     "top_tokens",
     "unpin_host",
+    "uses_kernels",
+    "write_expand",
 ]

@@ -67,6 +67,36 @@ def kv_write(k: Tensor, v: Tensor, cache: KvCache, slot_mapping: Tensor) -> None
         stored_scales[blocks, offsets] = scales
 
 
+def rope_and_kv_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: tuple[Tensor, Tensor] | None,
+    cache: KvCache,
+    slot_mapping: Tensor,
+) -> None:
+    """Rotate ``q`` [T, Hq, D] in place, and put rotated ``k`` and ``v`` [T, Hkv, D] in the cache.
+
+    ``rope`` is cos and sin as ``apply_rope`` wants them, None for a layer without. What is in
+    ``k`` afterwards is nobody's business.
+    """
+    if rope is not None:
+        beside = _side_by_side(q, k)
+        for heads in (q, k) if beside is None else (beside,):
+            apply_rope(heads, *rope)
+    kv_write(k, v, cache, slot_mapping)
+
+
+def _side_by_side(q: Tensor, k: Tensor) -> Tensor | None:
+    """``q`` and ``k`` as one view [T, Hq + Hkv, D], if each token's keys follow its queries."""
+    num_tokens, num_heads, head_dim = q.shape
+    shape = (num_tokens, num_heads + k.shape[1], head_dim)
+    behind = q.data_ptr() + num_heads * q.stride(1) * q.element_size()
+    if k.data_ptr() != behind or k.stride() != q.stride() or q.stride(0) < shape[1] * q.stride(1):
+        return None
+    return q.as_strided(shape, q.stride())
+
+
 def gated_activation(gate_up: Tensor, activation: Activation) -> Tensor:
     """act(gate) * up for ``gate_up`` [T, 2I]; returns [T, I]."""
     gate, up = gate_up.chunk(2, dim=-1)

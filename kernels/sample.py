@@ -25,6 +25,7 @@ The result is that of drawing them all.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -98,13 +99,27 @@ def sample_tokens(
 ) -> Tensor:
     """Ids [N] of ``argmax(logits + temperature * gumbel_noise)`` over logits at or above floors.
 
-    logits [N, V] float32; top_ids [N], each row's argmax; temperature [N] float64, over 0;
+    logits [N, V] float32; top_ids [N], each row's argmax; temperature [N] float64;
     streams [4, N] int64: low and high word of the seed, position, choice index; floors [N]
-    float64. The lowest id wins an exact tie. A row without a finite maximum gets its top id.
+    float64. The lowest id wins an exact tie. A row without a finite maximum gets its top id, and
+    so does one of temperature 0.
     """
-    num_rows, vocab_size = logits.shape
     if floors is None:
-        floors = logits.new_full((num_rows,), -math.inf, dtype=torch.float64)
+        floors = torch.full_like(temperature, -math.inf)
+    rows = torch.nonzero(temperature)[:, 0]
+    if not len(rows):
+        return top_ids
+    if len(rows) == len(logits):
+        return _race(logits, top_ids, temperature, streams, floors)
+    some = (logits[rows], top_ids[rows], temperature[rows], streams[:, rows], floors[rows])
+    return top_ids.index_copy(0, rows, _race(*some))
+
+
+def _race(
+    logits: Tensor, top_ids: Tensor, temperature: Tensor, streams: Tensor, floors: Tensor
+) -> Tensor:
+    """`sample_tokens` of rows that all have a temperature."""
+    num_rows, vocab_size = logits.shape
     top_logits = logits.gather(1, top_ids[:, None])[:, 0]
     bar = top_logits + temperature * gumbel_noise(streams, top_ids)
     rows, ids = _candidates(logits, bar, temperature, streams, floors)
@@ -179,18 +194,18 @@ def filter_floors(
     the outcome depends on no sort's order, and a floor describes it.
 
     logits [N, V] float32; temperature, top_p, min_p [N] float64; top_k [N] int64; off:
-    top_k <= 0, top_p >= 1, min_p <= 0.
+    top_k <= 0, top_p >= 1, min_p <= 0. A row whose filters are all off has -inf.
     """
     floors = torch.full_like(temperature, -math.inf)
-    rest = torch.arange(len(logits), device=logits.device)
+    rest = torch.nonzero((top_k > 0) | (top_p < 1) | (min_p > 0))[:, 0]
     for width in (*_WIDTHS, logits.shape[1]):
+        if not len(rest):
+            break
         some = logits if len(rest) == len(logits) else logits[rest]
         values = some.topk(min(width, logits.shape[1]), dim=1).values
         arguments = (temperature[rest], top_k[rest], top_p[rest], min_p[rest])
         floors[rest], resolved = _floors_of_sorted(values, some, *arguments)
         rest = rest[~resolved]
-        if not len(rest):
-            break
     return floors
 
 
@@ -232,3 +247,40 @@ def _weights(values: Tensor, top: Tensor, temperature: Tensor) -> Tensor:
     """
     scaled = (values - top).div_(temperature[:, None].to(values.dtype))
     return scaled.exp_().mul_(_WEIGHT_UNIT).to(torch.int64)
+
+
+def edit_logits(logits: Tensor, where: Tensor, changes: Tensor) -> None:
+    """logits[row, id] = penalised(logits[row, id] + bias) - amount, in place, no id of a row twice.
+
+    ``penalised`` divides what is over zero by ``repetition`` and multiplies the rest.
+
+    logits [N, V] float32; where [2, E] int64: row, id; changes [3, E] float32: bias, repetition,
+    amount.
+    """
+    row, column = where
+    bias, repetition, amount = changes
+    values = logits[row, column] + bias
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    logits[row, column] = values - amount
+
+
+def report_logprobs(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Logprob [N] and rank [N] of token_ids [N], and each row's ``counts`` largest logprobs.
+
+    These are three tensors, [C] each: row, id and logprob, in no order. There may be more of a row
+    than its count, and some of -inf, which do not count; of equal logits the lowest ids are there.
+
+    logits [N, V] float32. A rank is 1 plus the number of larger logits.
+    """
+    vocab_size = logits.shape[1]
+    logprobs = logits.log_softmax(-1)
+    chosen = token_ids[:, None]
+    ranks = (logits > logits.gather(1, chosen)).sum(1) + 1
+    # All that tie with the last of the best go along: which of them count is for the reader.
+    widest = min(max(max(counts), 1), vocab_size)
+    last = torch.tensor([min(max(n, 1), widest) - 1 for n in counts]).to(logits.device)
+    bar = logits.topk(widest, dim=1).values.gather(1, last[:, None])
+    wanted = torch.tensor([n > 0 for n in counts]).to(logits.device)[:, None]
+    # An id that a row's vocabulary does not have is at -inf, and never among the best.
+    found = torch.nonzero((logits >= bar) & wanted & (logits > -math.inf), as_tuple=True)
+    return [logprobs.gather(1, chosen)[:, 0], ranks, *found, logprobs[found]]

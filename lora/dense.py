@@ -61,6 +61,11 @@ class DensePool:
         return self._arena.device
 
     @property
+    def vectors(self) -> Tensor:
+        """The vectors of adapters, a row each: [num_pages, layout.size] float32."""
+        return self._vectors
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the arena."""
         return self._extents.num_bytes

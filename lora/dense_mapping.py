@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ..kernels.ops import Selection, VectorRows
+from ..kernels.ops import Selection, VectorRows, uses_kernels
 from .dense import DensePool
 from .indices import Array, Indices, spans
 from .runs import Runs, merge_runs
@@ -71,7 +71,7 @@ def build_step_dense(
     runs = merge_runs([slot if slot in pages else None for slot in slots], lengths)
     step = StepDense(
         pool=pool,
-        vectors=_route_vectors(runs, pages, indices),
+        vectors=_route_vectors(runs, pages, indices, gathers=uses_kernels(pool.vectors)),
         groups=frozenset().union(*(dense.affine_groups for dense in held.values())),
         norms=frozenset().union(*(dense.norms for dense in held.values())),
         embeddings=_route_tables(np.repeat(owners, lengths), tables, EMBED_TABLES, indices),
@@ -82,11 +82,17 @@ def build_step_dense(
 
 
 def _route_vectors(
-    runs: Runs, pages: Mapping[int, int], indices: Indices
+    runs: Runs, pages: Mapping[int, int], indices: Indices, gathers: bool
 ) -> tuple[VectorRows, ...]:
-    """Runs one by one where they are long or few, the rest in one gather."""
+    """Runs one by one where they are long or few, the rest in one gather.
+
+    Kernels gather for nothing (``gathers``): several runs are one launch of theirs.
+    """
     each = np.array([pages[slot] for slot in runs.slots.tolist()], dtype=np.int64)
-    direct = (runs.lengths >= MIN_RUN_ROWS) | (len(each) <= MAX_SHORT_RUNS)
+    if gathers:
+        direct = np.full(len(each), len(each) == 1)
+    else:
+        direct = (runs.lengths >= MIN_RUN_ROWS) | (len(each) <= MAX_SHORT_RUNS)
     alone = runs.where(direct)
     routed = [
         VectorRows(Selection(start, start + length), page)

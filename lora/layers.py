@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels import ops
-from .bank import AdapterBank
+from .bank import AdapterBank, GroupPool
 from .dense_mapping import StepDense
 from .mapping import AdapterMapping
 
@@ -37,7 +37,7 @@ class Norm:
 
 def project(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: ops.LinearWeight,
     bias: torch.Tensor | None,
     layer_index: int,
     group: str,
@@ -46,21 +46,53 @@ def project(
     """``x @ weight.T + bias``; on an adapter's rows ``(... + x @ A.T @ B) * scale + shift``.
 
     x: [num_tokens, in_features], weight: [out_features, in_features] -> [num_tokens, out_features].
-    The base GEMM runs over all rows at once and rows without an adapter are not touched again,
-    so they are bit-equal to those of a batch of this shape without adapters.
+    The base GEMM runs over all rows at once. Rows without an adapter are not touched again, so they
+    are bit-equal to those of a batch of this shape without adapters; or, if it runs last, to those
+    of any batch of this shape for which it does.
     """
-    y = ops.linear(x, weight, bias)
-    if lora is None:
-        return y
-    routing = lora.mapping.groups.get(group)
-    if routing is not None:
-        pool = lora.bank.pools[group]
-        hidden = ops.shrink(x, pool.a_layers[layer_index], routing)
-        ops.expand(hidden, pool.b_layers[layer_index], pool.slice_sizes, routing, y)
-    dense = lora.dense
+    routing = None if lora is None else lora.mapping.groups.get(group)
+    if lora is None or routing is None:
+        y = ops.linear(x, weight, bias)
+    else:
+        y = _adapted_linear(x, weight, bias, layer_index, lora.bank.pools[group], routing)
+    dense = None if lora is None else lora.dense
     if dense is not None and group in dense.groups:
         ops.scale_rows(y, *dense.pool.affine(group, layer_index), dense.vectors)
     return y
+
+
+def _adapted_linear(
+    x: torch.Tensor,
+    weight: ops.LinearWeight,
+    bias: torch.Tensor | None,
+    layer_index: int,
+    pool: GroupPool,
+    routing: ops.LoraRouting | ops.LoraWork,
+) -> torch.Tensor:
+    """``x @ weight.T + bias``, and on the routed rows ``x @ A.T @ B``."""
+    a, b, sizes = pool.a_layers[layer_index], pool.b_layers[layer_index], pool.slice_sizes
+    if (
+        isinstance(weight, torch.Tensor)
+        and isinstance(routing, ops.LoraWork)
+        and runs_base_last(routing, weight, bias)
+    ):
+        y = x.new_empty(x.shape[0], sum(sizes))
+        ops.write_expand(ops.shrink(x, a, routing), b, sizes, routing, y)
+        return y.addmm_(x, weight.t())
+    y, hidden = ops.beside(
+        x.device, lambda: ops.linear(x, weight, bias), lambda: ops.shrink(x, a, routing)
+    )
+    ops.expand(hidden, b, sizes, routing, y)
+    return y
+
+
+def runs_base_last(work: ops.LoraWork, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether the base GEMM adds to what the adapters wrote, and not the other way round.
+
+    That saves reading and writing the rows again, where the work covers them all
+    (``work.choose_tiling``) and the GEMM is a plain one.
+    """
+    return work.whole and bias is None and not weight.is_mkldnn
 
 
 def normalize(x: torch.Tensor, norm: Norm, lora: StepLora | None) -> torch.Tensor:

@@ -2,20 +2,21 @@
 
 Rows of one adapter that lie side by side, long or few enough, get GEMMs of their own (runs); all
 other adapter rows are sorted by adapter and padded into tiles, one batched GEMM for all of them.
-Rows of the base model are in neither.
+Rows of the base model are in neither. Where Triton's kernels run, they get packed work instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..kernels.ops import LoraRouting, LoraRun, LoraTiles, Selection
+from ..kernels.ops import LoraRouting, LoraRun, LoraTiles, LoraWork, Selection, uses_kernels
 from .bank import AdapterBank
 from .indices import Array, Indices, is_span, spans
 from .runs import Runs, merge_runs
+from .work import build_work
 
 MIN_RUN_ROWS = 16
 """From this many rows on a run is its own GEMM; below, one over padded tiles is faster."""
@@ -36,7 +37,7 @@ Pages = tuple[int, ...]
 class AdapterMapping:
     """One step's routing by group; groups that no adapter of the step touches are absent."""
 
-    groups: dict[str, LoraRouting]
+    groups: Mapping[str, LoraRouting | LoraWork]
 
 
 def build_mapping(
@@ -49,6 +50,9 @@ def build_mapping(
     """
     if all(slot is None for slot in segment_slots):
         return None
+    if any(uses_kernels(pool.a) for pool in bank.pools.values()):
+        work = build_work(segment_slots, segment_lengths, bank)
+        return AdapterMapping(work) if work else None
     runs = merge_runs(segment_slots, segment_lengths)
     num_rows = int(runs.lengths.sum())
     if num_rows == 0:

@@ -239,7 +239,7 @@ class AdapterResidency:
             self._fail(digest, str(error))
             return
         self._host.hold(digest)
-        # After what is launched: a step without samples counts as finished when it is launched.
+        # After what is launched: a step whose launch failed midway has finished, and may yet run.
         copied = self._copies.submit(lambda: self._bank.write(slot, weights))
         self._loading[digest] = (copied, time.monotonic())
 

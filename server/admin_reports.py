@@ -11,7 +11,7 @@ from ..engine.cache_types import CacheReport, NamespaceReport, PinReport, Prefix
 from .access import Access
 from .catalog import Catalog
 from .tenant_meter import OTHER, TenantCounts, TenantMeter
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 
 MAX_PREVIEW_CHARACTERS = 80
 

@@ -8,8 +8,9 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
-from .adapter_api import add_adapter_api
-from .adapter_bodies import BODIES, STRUCTS
+from .adapters.api import add_adapter_api
+from .adapters.bodies import BODIES, STRUCTS
+from .adapters.vllm_lora import add_vllm_lora
 from .admin import add_admin
 from .admission import Admission
 from .chat import open_chat
@@ -24,7 +25,6 @@ from .paging import After, Limit
 from .pins import PinRequest
 from .schema import answers, body_schema, install_openapi
 from .services import Services
-from .vllm_lora import add_vllm_lora
 from .wire import ModelCard, ModelList, encode
 
 _STREAM_OR_JSON: dict[int | str, dict[str, Any]] = {

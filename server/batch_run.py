@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from ..engine.loop import EngineLoop
 from ..engine.types import FinishReason, TokenLogprobs, TokenOutput
-from .detokenizer import Detokenizer, TextDelta
 from .generation import ChoiceRequest
-from .tokenizer import Tokenizer
+from .text.detokenizer import Detokenizer, TextDelta
+from .text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

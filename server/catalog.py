@@ -10,13 +10,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..engine.adapter_format import AdapterFacts
-from .adapter_leases import AdapterLeases, Lease
-from .adapter_sources import AdapterSource
+from .adapters.leases import AdapterLeases, Lease
+from .adapters.sources import AdapterSource
 from .aliases import AliasTarget, pick_target
 from .errors import ApiError, bad_field
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from .text.tokenizer import Tokenizer
 
 __all__ = ["AdapterVersion", "AliasTarget", "Catalog", "Lease", "ServedModel"]
 

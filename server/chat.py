@@ -15,7 +15,7 @@ from .logprobs import chat_logprobs
 from .openai import ChatRequest
 from .sampling import fit_max_tokens, sampling_params, with_seed
 from .services import Services
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 from .wire import (
     AssistantMessage,
     ChatChoice,

@@ -16,7 +16,7 @@ from .logprobs import completion_logprobs
 from .openai import CompletionRequest
 from .sampling import COMPLETION_MAX_TOKENS, fit_max_tokens, sampling_params, with_seed
 from .services import Services
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 from .wire import Completion, CompletionChoice, CompletionLogprobs, Usage, encode_event
 
 

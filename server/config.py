@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..engine.config import EngineConfig
 from .access import Access, parse_access
-from .adapter_sources import SourcePolicy
+from .adapters.sources import SourcePolicy
 
 GenerationDefaults = Literal["auto", "none"]
 

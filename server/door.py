@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import Tenant
-from .adapter_leases import Lease
+from .adapters.leases import Lease
 from .admission import Admission, is_admin_path
 from .errors import ApiError
 from .gate import Gate

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from ..engine.types import GenerationRequest, SamplingParams, TokenOutput
 from .access import Tenant
 from .catalog import ServedModel
-from .detokenizer import Detokenizer, TextDelta
 from .errors import internal_error, overloaded, refused, unavailable
 from .metrics import ChoiceTimer, ServerMetrics
 from .openai import SamplingFields
-from .tokenizer import Tokenizer
+from .text.detokenizer import Detokenizer, TextDelta
+from .text.tokenizer import Tokenizer
 
 # A client that reads slowly stops its own request here, not the memory of the server.
 MERGE_QUEUE_SIZE = 64

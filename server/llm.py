@@ -13,16 +13,16 @@ from tqdm import tqdm
 from ..engine.config import EngineConfig
 from ..engine.errors import RequestError
 from ..engine.types import SamplingParams
-from .adapter_text import TextStore
+from .adapters.hub import find_directory
+from .adapters.text import TextStore
 from .batch_run import BatchRun, Job, RequestOutput
 from .catalog import Catalog, ServedModel
 from .generation import expand_choices
-from .hub import find_directory
 from .offline_adapters import note_vocabularies, open_adapters
 from .offline_params import check_params
 from .prompt import split_prompts
 from .sampling import fit_max_tokens, read_defaults, with_ends, with_seed
-from .tokenizer import Message, Tokenizer, read_chat_template
+from .text.tokenizer import Message, Tokenizer, read_chat_template
 
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 

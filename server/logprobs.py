@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..engine.types import TokenLogprobs
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 from .wire import ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, TopLogprob
 
 # JSON has no infinities; a token that can't be chosen gets what OpenAI gives it.

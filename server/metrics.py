@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from ..engine.types import EngineStats, GenerationRequest
 from .access import Tenant
-from .adapter_metrics import AdapterMetrics
+from .adapters.metrics import AdapterMetrics
 from .catalog import Catalog, ServedModel
 from .engine_metrics import EngineCollector, InFlight
 from .errors import ApiError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .adapter_sources import shown_location
+from .adapters.sources import shown_location
 from .catalog import ServedModel
 from .paging import page_of
 from .services import Services

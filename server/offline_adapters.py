@@ -9,9 +9,9 @@ from ..engine.config import AdapterSource
 from ..lora.adapter import digest_adapter
 from ..lora.errors import BranchlineError
 from ..lora.names import check_name
-from .adapter_text import AdapterText, TextStore, check_vocabulary
+from .adapters.hub import find_directory
+from .adapters.text import AdapterText, TextStore, check_vocabulary
 from .catalog import Catalog, ServedModel
-from .hub import find_directory
 
 
 class CatalogError(BranchlineError):

@@ -13,8 +13,8 @@ from .config import Limits
 from .errors import ApiError, bad_field
 from .openai import ChatMessage, ChatRequest
 from .sampling import check_token_id
-from .template_runner import TemplateJob, Templates
-from .tokenizer import ChatTemplateError, Message, Tokenizer
+from .text.template_runner import TemplateJob, Templates
+from .text.tokenizer import ChatTemplateError, Message, Tokenizer
 
 # Longer texts are tokenized beside the event loop; shorter ones cost less than the hop. Those
 # for a tokenizer that came with an adapter always are, whatever it makes of them.

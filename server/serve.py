@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..engine.errors import EngineStartError
 from ..lora.errors import BranchlineError
-from .adapter_registry import Registry
-from .adapter_start import NamedSource, check_names, named_sources, start_adapters
-from .adapter_state import StateDirectory, open_state
+from .adapters.hub import find_directory
+from .adapters.registry import Registry
+from .adapters.start import NamedSource, check_names, named_sources, start_adapters
+from .adapters.state import StateDirectory, open_state
 from .catalog import Catalog
 from .config import ServeConfig
-from .hub import find_directory
 
 if TYPE_CHECKING:
     from ..engine.client import EngineClient
-    from .tokenizer import Tokenizer
+    from .text.tokenizer import Tokenizer
 
 EXIT_OK, EXIT_FAILED = 0, 1
 
@@ -98,13 +98,13 @@ Serving = Callable[[socket.socket, asyncio.Event], Coroutine[Any, Any, int]]
 
 async def _start(opening: _Opening) -> Serving:
     """Start the engine, the tokenizer and the adapters; raises BranchlineError."""
-    from .adapter_loader import AdapterLoader
-    from .adapter_parts import AdapterParts
-    from .adapter_text import TextStore
+    from .adapters.loader import AdapterLoader
+    from .adapters.parts import AdapterParts
+    from .adapters.text import TextStore
     from .lifecycle import serve_http
     from .services import build_services
     from .supervisor import EngineSupervisor
-    from .template_runner import TemplateProcesses
+    from .text.template_runner import TemplateProcesses
 
     config, directory = opening.config, opening.config.engine.model
     async with AsyncExitStack() as stack:
@@ -137,13 +137,15 @@ async def _start(opening: _Opening) -> Serving:
 
 async def _new_engine(config: ServeConfig) -> EngineClient:
     from ..engine.client import EngineClient
+    from .start_progress import StartProgress
 
-    return await EngineClient.start(config.engine, _say)
+    with contextlib.closing(StartProgress(_say)) as progress:
+        return await EngineClient.start(config.engine, progress)
 
 
 async def _start_engine(config: ServeConfig) -> tuple[EngineClient, Tokenizer]:
     """Start the engine and, beside it, load the tokenizer; raises BranchlineError."""
-    from .tokenizer import Tokenizer, read_chat_template
+    from .text.tokenizer import Tokenizer, read_chat_template
 
     template = None if config.chat_template is None else read_chat_template(config.chat_template)
     directory = config.engine.model

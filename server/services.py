@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .adapter_manager import AdapterManager
-from .adapter_parts import AdapterParts, build_manager
-from .adapter_sources import SourcePolicy
+from .adapters.manager import AdapterManager
+from .adapters.parts import AdapterParts, build_manager
+from .adapters.sources import SourcePolicy
 from .catalog import Catalog
 from .config import Limits, ServeConfig
 from .gate import Gate
@@ -16,7 +16,7 @@ from .metrics import ServerMetrics
 from .prompt import PromptReader
 from .sampling import SamplingContext, read_defaults
 from .supervisor import EngineSupervisor
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import click
 
-from branchline.server.bench_report import Percentiles, percentiles
+from branchline.server.bench.report import Percentiles, percentiles
 
 from .adapter_files import SHAPES, AdapterStore
 from .adapter_server import PATIENCE_SECONDS, POLL_SECONDS, Server

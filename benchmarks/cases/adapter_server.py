@@ -25,7 +25,7 @@ OK, CREATED, CONFLICT = 200, 201, 409
 PATIENCE_SECONDS, POLL_SECONDS = 30.0, 0.02
 N = TypeVar("N", int, float)
 
-ROLES = {"engine": "branchline.engine.process", "formatting": "branchline.server.adapter_worker"}
+ROLES = {"engine": "branchline.engine.process", "formatting": "branchline.server.workers.process"}
 """The server's other processes, by their modules."""
 
 MEMORY = "branchline:adapter_memory_bytes"

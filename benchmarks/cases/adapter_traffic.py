@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from branchline.server.bench_report import Percentiles, percentiles
+from branchline.server.bench.report import Percentiles, percentiles
 
 from .client import Answer, Client
 from .tenants import Shape

@@ -21,7 +21,7 @@ from typing import Final
 import click
 
 from branchline.lora.activation import find_activation
-from branchline.server.bench_workload import WORDS
+from branchline.server.bench.workload import WORDS
 
 from .client import Answer, Client
 from .ttft import random_tokens

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 
 from branchline import __version__
-from branchline.server.bench import write_json
-from branchline.server.bench_report import machine
+from branchline.server.bench.command import write_json
+from branchline.server.bench.report import machine
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

@@ -10,7 +10,7 @@ from itertools import product
 
 import click
 
-from branchline.server.bench_report import percentiles
+from branchline.server.bench.report import percentiles
 
 from .tenants import Shape, Tenant, Window, arrivals
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from branchline.server.bench_report import Percentiles, percentiles
+from branchline.server.bench.report import Percentiles, percentiles
 
 from .phases import FLOOD, NINE, POLICIES, WEIGHTS, Phase
 from .tenants import Window

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from branchline import __version__
 from branchline.benchmarks.peers import model as random_llama
 from branchline.benchmarks.peers import servers
-from branchline.engine.build import choose_device, choose_dtype
 from branchline.engine.config import Dtype
+from branchline.engine.machine import choose_device, choose_dtype
 from branchline.engine.models.config import ModelConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from branchline.kernels.backend import interprets
+
 PREFIX = "base_model.model.model.layers"
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Llama's sizes; embeddings are tied."""
+    """The sizes of a Llama, or of a Qwen3 where ``qk_norm``."""
 
     name: str
     hidden_size: int
@@ -25,6 +27,8 @@ class Shape:
     head_dim: int
     intermediate_size: int
     vocab_size: int
+    tied: bool = True
+    qk_norm: bool = False
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -43,7 +47,16 @@ class Shape:
 
 
 ONE_BILLION = Shape("Llama-3.2-1B", 2048, 16, 32, 8, 64, 8192, 128_256)
+EIGHT_BILLION = Shape("Llama-3.1-8B", 4096, 32, 32, 8, 128, 14336, 128_256, tied=False)
+QWEN = Shape("Qwen3-8B", 4096, 36, 32, 8, 128, 12288, 151_936, tied=False, qk_norm=True)
 TINY = Shape("tiny", 64, 2, 4, 2, 16, 160, 512)
+LEAST = Shape("least", 32, 1, 2, 1, 16, 48, 64)
+SHAPES = {"8b": EIGHT_BILLION, "qwen3-8b": QWEN, "1b": ONE_BILLION, "tiny": TINY}
+
+
+def shape_of(name: str) -> Shape:
+    """By the name it is asked for; what an interpreter runs is smaller still."""
+    return LEAST if interprets() and name == "tiny" else SHAPES[name]
 
 
 def write_model(shape: Shape, directory: Path, dtype: torch.dtype) -> Path:
@@ -63,14 +76,20 @@ def write_model(shape: Shape, directory: Path, dtype: torch.dtype) -> Path:
         for linear, size in shape.linears.items():
             tensors[f"{name}.{linear}.weight"] = draw(*size)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return write_config(shape, directory, dtype)
+
+
+def write_config(shape: Shape, directory: Path, dtype: torch.dtype) -> Path:
+    """What a checkpoint says of itself; returns the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(_config(shape, dtype)))
     return directory
 
 
 def _config(shape: Shape, dtype: torch.dtype) -> dict[str, object]:
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"],
+        "model_type": "qwen3" if shape.qk_norm else "llama",
         "hidden_act": "silu",
         "hidden_size": shape.hidden_size,
         "num_hidden_layers": shape.num_layers,
@@ -79,10 +98,10 @@ def _config(shape: Shape, dtype: torch.dtype) -> dict[str, object]:
         "head_dim": shape.head_dim,
         "intermediate_size": shape.intermediate_size,
         "vocab_size": shape.vocab_size,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5,
         "rope_theta": 500_000.0,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": shape.tied,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
 

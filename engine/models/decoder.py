@@ -101,7 +101,7 @@ class Decoder:
         return unembed(hidden, self._weights.lm_head, self.config.logit_soft_cap, routed)
 
     def _ropes(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        """cos and sin of the step's positions as ``ops.apply_rope`` wants them, by rope."""
+        """cos and sin of the step's positions as ``ops.rope_and_kv_write`` wants them, by rope."""
         ropes = []
         for table in self._rope_tables:
             cos, sin = table.index_select(1, positions)

@@ -26,21 +26,21 @@ class LayerWeights:
     """H hidden, I intermediate, Q and K the widths of all query and all key heads, D head_dim.
 
     ``attention_norm`` and ``mlp_norm`` come before each half; the ``*_output_norm`` after it
-    (Gemma only).
+    (Gemma only). The linears' weights may be in 8 bits.
     """
 
     attention_norm: Tensor  # [H]
-    qkv: Tensor  # [Q + 2K, H]
+    qkv: ops.LinearWeight  # [Q + 2K, H]
     qkv_bias: Tensor | None  # [Q + 2K]
     q_norm: Tensor | None  # [D]
     k_norm: Tensor | None  # [D]
-    o: Tensor  # [H, Q]
+    o: ops.LinearWeight  # [H, Q]
     o_bias: Tensor | None  # [H]
     attention_output_norm: Tensor | None  # [H]
     mlp_norm: Tensor  # [H]
-    gate_up: Tensor  # [2I, H]
+    gate_up: ops.LinearWeight  # [2I, H]
     gate_up_bias: Tensor | None  # [2I]
-    down: Tensor  # [H, I]
+    down: ops.LinearWeight  # [H, I]
     down_bias: Tensor | None  # [H]
     mlp_output_norm: Tensor | None  # [H]
 
@@ -49,7 +49,7 @@ class LayerWeights:
 class StepInputs:
     """What all layers of a step share: slots [T], requests, cos and sin [T, R] by rope.
 
-    ``sin`` has its first half negated, as ``ops.apply_rope`` wants it.
+    ``sin`` has its first half negated, as ``ops.rope_and_kv_write`` wants it.
     """
 
     ropes: tuple[tuple[Tensor, Tensor], ...]
@@ -89,15 +89,11 @@ class DecoderLayer:
         num_kv_heads = config.num_kv_heads
         heads = qkv.view(x.shape[0], -1, config.head_dim)
         q, k, v = heads.split_with_sizes((config.num_heads, num_kv_heads, num_kv_heads), dim=1)
-        turned: tuple[Tensor, ...] = (heads[:, :-num_kv_heads],)  # q and k, side by side
         if "q_norm" in self.norms:
             q = normalize(q, self.norms["q_norm"], step.lora)
             k = normalize(k, self.norms["k_norm"], step.lora)
-            turned = (q, k)
-        if self.facts.rope is not None:
-            for part in turned:
-                ops.apply_rope(part, *step.ropes[self.facts.rope])
-        ops.kv_write(k, v, kv_cache, step.slot_mapping)
+        rope = None if self.facts.rope is None else step.ropes[self.facts.rope]
+        ops.rope_and_kv_write(q, k, v, rope, kv_cache, step.slot_mapping)
         attended = ops.paged_attention(
             q,
             kv_cache,

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from branchline.benchmarks import cpu_peers
 from branchline.benchmarks.peers import servers
 from branchline.benchmarks.peers.model import NUM_ADAPTERS, prepare
-from branchline.server.bench_load import Outcome
-from branchline.server.bench_report import Summary, summarize
+from branchline.server.bench.load import Outcome
+from branchline.server.bench.report import Summary, summarize
 
 
 @pytest.fixture(scope="module")

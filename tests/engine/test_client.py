@@ -16,6 +16,7 @@ from tiny_models import make_tiny_model
 from branchline.engine.client import EngineClient
 from branchline.engine.config import EngineConfig
 from branchline.engine.errors import EngineDeadError, EngineStartError, RequestError
+from branchline.engine.progress import Progress
 from branchline.engine.types import GenerationRequest, SamplingParams
 
 pytestmark = pytest.mark.timeout(120)
@@ -61,10 +62,11 @@ async def until(condition, seconds: float = 20.0) -> None:
 
 
 async def test_serves_requests_at_once_and_leaves_nothing_behind(model):
-    progress: list[str] = []
-    client = await EngineClient.start(config(model), progress.append)
+    told: list[Progress] = []
+    client = await EngineClient.start(config(model), told.append)
     try:
-        assert any("loading" in line for line in progress)
+        assert "loading" in told[0].text
+        assert any(progress.done == progress.total is not None for progress in told)
         answers = await asyncio.gather(*(collect(client, request(f"r{i}")) for i in range(5)))
         assert {tuple(answer) for answer in answers} == {tuple(answers[0])}
         assert len(answers[0]) == 8

@@ -6,16 +6,13 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_models import make_tiny_model
 
-from branchline.engine.build import build_engine, run_largest_step
+from branchline.engine.build import build_engine
 from branchline.engine.config import EngineConfig
 from branchline.engine.errors import RequestError
 from branchline.engine.loop import EngineLoop
-from branchline.engine.models.config import ModelConfig
 from branchline.engine.types import GenerationRequest, SamplingParams
-from branchline.engine.weights import load_decoder
 
 NAN_TOKEN = 77
 
@@ -148,13 +145,6 @@ def test_a_failing_step_ends_its_own_requests_and_the_next_goes_on(model, alone,
     while loop.has_work:
         answer += [token for output in loop.step() for token in output.token_ids]
     assert answer == alone[second.request_id]
-
-
-def test_the_largest_step_can_be_measured_before_there_is_a_pool(model):
-    config = EngineConfig(model=str(model), max_num_batched_tokens=100, max_num_seqs=7)
-    facts = ModelConfig.from_directory(model)
-    decoder = load_decoder(model, facts, torch.float32, "cpu", 64)
-    run_largest_step(config, decoder, max_model_len=64)
 
 
 def test_two_thousand_requests_with_aborts_leave_every_block_free(model):

@@ -93,6 +93,10 @@ def test_host_memory_that_can_t_be_had_is_refused_at_the_start(kv_offload_gb, er
         ("num_threads", 0),
         ("dtype", "int8"),
         ("device", "tpu"),
+        ("kv_cache_dtype", "int8"),
+        ("quantization", "awq"),
+        ("quantization", "auto"),
+        ("scheduling_policy", "lifo"),
     ],
 )
 def test_a_bad_value_names_its_field(field, value):

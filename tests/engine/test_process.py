@@ -48,6 +48,7 @@ class Loop:
 
     outputs: list[TokenOutput] = field(default_factory=list)
     num_steps: int = 0
+    is_running: bool = False
     adapters: Adapters = field(default_factory=Adapters)
 
     @property

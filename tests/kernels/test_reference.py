@@ -67,6 +67,27 @@ def test_kv_write_touches_only_its_slots():
     assert v_cache.count_nonzero() == v.numel()
 
 
+@pytest.mark.parametrize("turns", [True, False])
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_queries_turn_and_turned_keys_are_written(num_tokens, beside, turns):
+    """Whether queries and keys are views of one projection or not, to the same bits."""
+    qkv, slots = randn(num_tokens, 7, 8), torch.tensor([11, 2, 5])[:num_tokens]
+    q, k, v = (part.clone() for part in qkv.split_with_sizes((3, 2, 2), 1))
+    rope = (randn(num_tokens, 4, seed=1), randn(num_tokens, 4, seed=2)) if turns else None
+    expected = q.clone(), k.clone()
+    for heads in expected if turns else ():
+        ops.apply_rope(heads, *rope)
+    cache = ops.KvCache(torch.zeros(3, 4, 2, 8), torch.zeros(3, 4, 2, 8))
+    if beside:
+        q, k, v = qkv.split_with_sizes((3, 2, 2), 1)
+    ops.rope_and_kv_write(q, k, v, rope, cache, slots)
+    assert torch.equal(q, expected[0])
+    assert torch.equal(cache.keys.flatten(0, 1)[slots], expected[1])
+    assert torch.equal(cache.values.flatten(0, 1)[slots], v)
+    assert torch.equal(v, randn(num_tokens, 7, 8)[:, 5:])
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_gated_activation(activation):
     gate_up = randn(5, 14)

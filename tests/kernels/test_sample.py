@@ -208,6 +208,18 @@ def test_a_row_alone_or_in_any_batch_gives_the_same_token(threads: int) -> None:
         torch.set_num_threads(num_threads)
 
 
+def test_a_row_without_a_temperature_takes_its_top() -> None:
+    logits, streams = random_logits(6, 1000, spread=1.0), make_streams(list(range(6)))
+    drawn = sample(logits, streams)
+    temperatures = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    top_ids = ops.top_tokens(logits)[0]
+    tokens = ops.sample_tokens(logits, top_ids, temperatures, streams)
+    assert tokens.tolist() == torch.where(temperatures > 0, drawn, top_ids).tolist()
+    assert (drawn != top_ids)[temperatures == 0].all()
+    tokens = ops.sample_tokens(logits, top_ids, temperatures * 0, streams)
+    assert torch.equal(tokens, top_ids)
+
+
 def test_a_bad_row_leaves_the_others_alone() -> None:
     logits = random_logits(6, 1000, spread=2.0)
     streams = make_streams(list(range(6)))

@@ -120,6 +120,15 @@ def test_filters_one_by_one_and_in_order(filters: Filters, kept: int) -> None:
     assert int((logits >= filter_floors(logits, filters)[:, None]).sum()) == kept
 
 
+def test_rows_without_filters_have_no_floor() -> None:
+    logits, ones = random_logits(4, 600, spread=1.0), torch.ones(4, dtype=torch.float64)
+    top_k, top_p = torch.tensor([0, 5, -1, 0]), torch.tensor([1.0, 1.0, 2.0, 0.5])
+    floors = ops.filter_floors(logits, ones, top_k, top_p.double(), ones * 0)
+    assert floors[[0, 2]].tolist() == [-math.inf, -math.inf]
+    assert floors[1] == logits[1].topk(5).values[-1]
+    assert floors[3] == filter_floors(logits[3:], Filters(top_p=0.5))[0]
+
+
 @pytest.mark.parametrize(
     ("filters", "warper"),
     [

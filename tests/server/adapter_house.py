@@ -15,10 +15,10 @@ from fake_engine import FakeEngine
 from fake_manager import FakeAdapters
 from fastapi import FastAPI
 
-from branchline.server.adapter_sources import SourcePolicy
+from branchline.server.adapters.sources import SourcePolicy
 from branchline.server.app import create_app
 from branchline.server.services import Services
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import access, make_client, make_services
 

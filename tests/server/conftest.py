@@ -19,17 +19,17 @@ from tiny_models import make_tiny_tokenizer
 
 from branchline.engine.config import EngineConfig
 from branchline.server.access import Access, parse_access
-from branchline.server.adapter_loader import AdapterLoader
-from branchline.server.adapter_parts import AdapterParts
-from branchline.server.adapter_sources import SourcePolicy
-from branchline.server.adapter_state import StateDirectory
-from branchline.server.adapter_text import TextStore
+from branchline.server.adapters.loader import AdapterLoader
+from branchline.server.adapters.parts import AdapterParts
+from branchline.server.adapters.sources import SourcePolicy
+from branchline.server.adapters.state import StateDirectory
+from branchline.server.adapters.text import TextStore
 from branchline.server.app import create_app
 from branchline.server.catalog import Catalog, ServedModel
 from branchline.server.config import Limits, ServeConfig
 from branchline.server.services import Services, build_services
 from branchline.server.supervisor import EngineSupervisor
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 BASE, ADAPTER, TEMPLATED = "base", "tenant-a", "tenant-b"
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"

@@ -12,7 +12,7 @@ from fake_manager import CREATED
 
 from branchline.engine.errors import EngineDeadError
 from branchline.lora.errors import AdapterError
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .adapter_house import ADMIN, USER, adapter_house
 

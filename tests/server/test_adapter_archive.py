@@ -27,7 +27,7 @@ from evil_archives import (
 )
 
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_archive import unpack
+from branchline.server.adapters.archive import unpack
 
 MAX_BYTES = 1 << 20
 

@@ -25,10 +25,10 @@ from click.testing import CliRunner, Result
 from fake_manager import FakeAdapters
 
 from branchline.cli import cli
-from branchline.server.adapter_alias_cli import parse_target
-from branchline.server.adapter_pack import Upload
-from branchline.server.adapter_tables import adapter_table, number_of_bytes
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.adapters.alias_cli import parse_target
+from branchline.server.adapters.pack import Upload
+from branchline.server.adapters.tables import adapter_table, number_of_bytes
+from branchline.server.text.tokenizer import Tokenizer
 
 from .adapter_house import build
 
@@ -142,7 +142,7 @@ def test_json_is_the_servers(served: Served) -> None:
 
 
 def test_a_long_list_comes_in_pages(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("branchline.server.adapter_cli.PAGE", 2)
+    monkeypatch.setattr("branchline.server.adapters.cli.PAGE", 2)
     for name in "abcde":
         served.say("put", name, str(served.root / "one"))
     listed = json.loads(served.say("list", "--json"))["adapters"]

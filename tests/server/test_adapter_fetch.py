@@ -13,8 +13,8 @@ from evil_archives import ADAPTER, COMPRESSIONS, files_below, tar_of, zip_of
 from file_server import Answer, FileServer, serve_files
 
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_fetch import fetch
-from branchline.server.adapter_sources import AdapterSource, SourcePolicy
+from branchline.server.adapters.fetch import fetch
+from branchline.server.adapters.sources import AdapterSource, SourcePolicy
 
 INDEX = "adapter_model.safetensors.index.json"
 
@@ -206,7 +206,7 @@ async def test_a_body_that_stops_coming(
     server.answers["/ok/a"] = Answer(b"PK", length=1000, hang=True)
     in_time = replace(policy, timeout=0.2)
     await refuse(server, "/ok/a", in_time, tmp_path, r"/ok/a was not here within 0\.2 s")
-    monkeypatch.setattr("branchline.server.adapter_fetch.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("branchline.server.adapters.fetch.IDLE_SECONDS", 0.1)
     await refuse(server, "/ok/a", policy, tmp_path, "gave nothing for")
 
 

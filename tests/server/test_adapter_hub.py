@@ -13,9 +13,9 @@ from file_server import Answer, FileServer, serve_files
 
 from branchline.lora.errors import AdapterError
 from branchline.lora.files import config_file, weights_files
-from branchline.server.adapter_fetch import fetch
-from branchline.server.adapter_sources import AdapterSource, SourcePolicy
-from branchline.server.hub import find_cached, is_offline
+from branchline.server.adapters.fetch import fetch
+from branchline.server.adapters.hub import find_cached, is_offline
+from branchline.server.adapters.sources import AdapterSource, SourcePolicy
 
 HUB = AdapterSource("hub", "hf://org/name")
 

@@ -19,7 +19,7 @@ from server_process import wait_for
 
 from branchline.engine.adapter_format import FormatJob
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_loader import AdapterLoader
+from branchline.server.adapters.loader import AdapterLoader
 from branchline.server.errors import ApiError
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -201,7 +201,7 @@ async def test_close_while_it_starts(tmp_path: Path) -> None:
     loader.start()
     await loader.close()
     ours = psutil.Process().children()
-    assert not [child for child in ours if "branchline.server.adapter_worker" in child.cmdline()]
+    assert not [child for child in ours if "branchline.server.workers.process" in child.cmdline()]
 
 
 async def test_a_process_that_can_not_start_is_tried_again(
@@ -229,7 +229,7 @@ async def test_what_it_calls_unless_told(tmp_path: Path) -> None:
 PARENT = """
 import asyncio, sys
 from branchline.engine.adapter_format import FormatJob
-from branchline.server.adapter_loader import AdapterLoader
+from branchline.server.adapters.loader import AdapterLoader
 async def main(kind, target):
     loader = AdapterLoader(function="formatting_doubles:do", modules=())
     await loader.format(FormatJob("m", "float32", kind, target), 0.5 if kind[0] == "b" else 600)
@@ -252,7 +252,7 @@ def test_it_ends_with_a_server_that_is_killed(kind: str, tmp_path: Path) -> None
 
 def test_the_worker_needs_nothing_of_the_server() -> None:
     code = (
-        "import sys, branchline.server.adapter_worker\n"
+        "import sys, branchline.server.workers.process\n"
         "print(*sorted(m for m in sys.modules if m.startswith('branchline.')))\n"
         "print(*[m for m in ('torch', 'fastapi', 'httpx', 'numpy') if m in sys.modules])"
     )
@@ -264,6 +264,7 @@ def test_the_worker_needs_nothing_of_the_server() -> None:
         "branchline.lora",
         "branchline.lora.errors",
         "branchline.server",
-        "branchline.server.adapter_worker",
+        "branchline.server.workers",
+        "branchline.server.workers.process",
     }
     assert foreign == ""

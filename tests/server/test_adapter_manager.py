@@ -15,11 +15,11 @@ from manager_house import ManagerHouse, manager_house, refused
 from branchline.engine.adapter_types import FreedAdapter
 from branchline.engine.errors import RequestError
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_sources import AdapterSource
-from branchline.server.adapter_state import StateError
+from branchline.server.adapters.sources import AdapterSource
+from branchline.server.adapters.state import StateError
 from branchline.server.aliases import AliasTarget
 from branchline.server.errors import ApiError
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from branchline.engine.adapter_types import AdapterEvent
 from branchline.engine.types import EngineStats, GenerationRequest, SamplingParams
 from branchline.server.access import Tenant
-from branchline.server.adapter_metrics import AdapterMetrics
+from branchline.server.adapters.metrics import AdapterMetrics
 from branchline.server.catalog import Catalog, ServedModel
 from branchline.server.metrics import ServerMetrics
 

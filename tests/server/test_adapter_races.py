@@ -12,9 +12,9 @@ from asgi_client import until
 from manager_house import ManagerHouse, manager_house, refused, write_adapter
 
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_sources import AdapterSource
+from branchline.server.adapters.sources import AdapterSource
 from branchline.server.aliases import AliasTarget
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 Back = Callable[[ManagerHouse], Any]
 

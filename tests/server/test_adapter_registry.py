@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from branchline.engine.adapter_format import AdapterFacts
-from branchline.server.adapter_registry import AdapterRecord, AliasRecord, Registry
-from branchline.server.adapter_sources import AdapterSource
+from branchline.server.adapters.registry import AdapterRecord, AliasRecord, Registry
+from branchline.server.adapters.sources import AdapterSource
 from branchline.server.aliases import AliasTarget
 from branchline.server.catalog import AdapterVersion
 

@@ -11,7 +11,7 @@ from asgi_client import until
 from manager_house import ManagerHouse, manager_house, refused
 
 from branchline.engine.adapter_types import FreedAdapter
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 
 @pytest.fixture

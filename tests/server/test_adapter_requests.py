@@ -17,11 +17,11 @@ from fastapi import FastAPI
 from manager_house import FakeLoader, write_adapter
 
 from branchline.engine.types import GenerationRequest
-from branchline.server.adapter_sources import AdapterSource
+from branchline.server.adapters.sources import AdapterSource
 from branchline.server.app import create_app
 from branchline.server.catalog import AliasTarget
 from branchline.server.services import Services
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import BASE, make_client, make_services
 

@@ -14,19 +14,21 @@ from asgi_client import until
 from manager_house import ManagerHouse, manager_house, write_adapter
 
 from branchline.engine.errors import EngineDeadError
-from branchline.server import adapter_intake, adapter_revival, adapter_state
-from branchline.server.adapter_registry import Registry
-from branchline.server.adapter_sources import AdapterSource
-from branchline.server.adapter_start import (
+from branchline.server.adapters import intake as adapter_intake
+from branchline.server.adapters import revival as adapter_revival
+from branchline.server.adapters import state as adapter_state
+from branchline.server.adapters.registry import Registry
+from branchline.server.adapters.sources import AdapterSource
+from branchline.server.adapters.start import (
     AdapterStartError,
     check_names,
     start_adapters,
 )
-from branchline.server.adapter_state import StateDirectory
+from branchline.server.adapters.state import StateDirectory
 from branchline.server.aliases import AliasTarget
 from branchline.server.catalog import Catalog
 from branchline.server.errors import ApiError
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 TEMPLATE = "{{ messages[0]['content'] }}!"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_sources import (
+from branchline.server.adapters.sources import (
     AdapterSource,
     SourcePolicy,
     operator_source,

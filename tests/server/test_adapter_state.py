@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from branchline.engine.adapter_format import AdapterFacts
-from branchline.server import adapter_state
-from branchline.server.adapter_registry import AdapterRecord, AliasRecord, Registry
-from branchline.server.adapter_sources import AdapterSource
-from branchline.server.adapter_state import StateDirectory, StateError, open_state
+from branchline.server.adapters import state as adapter_state
+from branchline.server.adapters.registry import AdapterRecord, AliasRecord, Registry
+from branchline.server.adapters.sources import AdapterSource
+from branchline.server.adapters.state import StateDirectory, StateError, open_state
 from branchline.server.aliases import AliasTarget
 from branchline.server.catalog import AdapterVersion
 

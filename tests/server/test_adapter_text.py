@@ -17,15 +17,15 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoTokenizer
 
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_text import (
+from branchline.server.adapters.text import (
     TEXT_FILES,
     AdapterText,
     TextStore,
     check_vocabulary,
     copy_text,
 )
-from branchline.server.template_runner import TemplateProcesses
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.template_runner import TemplateProcesses
+from branchline.server.text.tokenizer import Tokenizer
 
 TEMPLATE = "{% for m in messages %}<tool>{{ m['content'] }}{{ eos_token }}{% endfor %}"
 TEXTS = ("hello <tool> world", "<tool>", "é😀 <|im_end|><tool>x", " spaces  and\nlines ")
@@ -155,7 +155,7 @@ def test_the_vocabulary_is_shared_with_the_base(
 
     read(store, own)
     edit_json(own / "tokenizer_config.json", eos_token="<tool>")
-    monkeypatch.setattr("branchline.server.adapter_tokenizer.RustTokenizer", _Counting(counting))
+    monkeypatch.setattr("branchline.server.adapters.tokenizer.RustTokenizer", _Counting(counting))
     assert read_tokenizer(store, own).end_token_ids == {260}
     assert max(loaded) < 2000 < (own / "tokenizer.json").stat().st_size
 

@@ -13,8 +13,8 @@ from evil_archives import ADAPTER, COMPRESSIONS, files_below, tar_of, zip_of
 from fastapi import Request
 
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_sources import SourcePolicy
-from branchline.server.adapter_upload import UploadedAdapter, receive_upload
+from branchline.server.adapters.sources import SourcePolicy
+from branchline.server.adapters.upload import UploadedAdapter, receive_upload
 from branchline.server.errors import ApiError
 
 POLICY = SourcePolicy(max_bytes=1 << 20, timeout=30.0)
@@ -247,7 +247,7 @@ async def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     async def no_space(self: object, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("branchline.server.adapter_files.StagedFile.write", no_space)
+    monkeypatch.setattr("branchline.server.adapters.files.StagedFile.write", no_space)
     with pytest.raises(AdapterError, match="can't be stored: No space left on device"):
         await upload(zip_of(), "application/zip", tmp_path)
     assert files_below(tmp_path) == set()

@@ -12,7 +12,7 @@ from manager_house import ManagerHouse, manager_house, refused
 from branchline.lora.errors import AdapterError
 from branchline.server.aliases import AliasTarget
 from branchline.server.errors import ApiError
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fake_engine import FakeEngine
 from branchline.engine.cache_types import NamespaceReport, PrefixReport
 from branchline.server.access import Access
 from branchline.server.app import create_app
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import ADAPTER, BASE, access, make_client, make_services
 

@@ -9,7 +9,7 @@ import pytest
 from fake_engine import FakeEngine
 
 from branchline.server.access import Access
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import ADAPTER, BASE, TEMPLATED, access
 from .test_admin import PREFIX, WHO, admin, complete

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fake_manager import CREATED
 
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .adapter_house import adapter_house
 

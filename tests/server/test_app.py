@@ -12,7 +12,7 @@ from fake_engine import FakeEngine, engine_info, say
 from tiny_models import make_tiny_tokenizer
 
 from branchline.server.app import create_app
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import ADAPTER, BASE, TEMPLATED, Harness, events, make_client, make_services
 

@@ -8,7 +8,7 @@ import pytest
 from evil_archives import COMPRESSIONS
 
 from branchline.lora.errors import AdapterError
-from branchline.server.archive_stream import Decompressed, decompressor_for
+from branchline.server.adapters.archive_stream import Decompressed, decompressor_for
 
 
 def read_all(data: bytes) -> bytes:

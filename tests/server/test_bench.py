@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from branchline.server.bench import Target, bench_command, command_line, load, with_version
-from branchline.server.bench_report import summarize
-from branchline.server.bench_workload import Workload
+from branchline.server.bench.command import Target, bench_command, command_line, load, with_version
+from branchline.server.bench.report import summarize
+from branchline.server.bench.workload import Workload
 
 FIRST_SECONDS = 0.2
 GAP_SECONDS = 0.05
@@ -256,6 +256,6 @@ def test_the_recorded_command_hides_the_key() -> None:
 def test_the_command_needs_only_the_base_dependencies() -> None:
     heavy = ("torch", "transformers", "fastapi", "pydantic", "starlette", "zmq", "numpy")
     block = f"import sys\nfor name in {heavy!r}: sys.modules[name] = None\n"
-    code = block + "from branchline.server.bench import bench_command"
+    code = block + "from branchline.server.bench.command import bench_command"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

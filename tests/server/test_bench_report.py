@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from branchline.server.bench_load import Outcome
-from branchline.server.bench_report import by_model, machine, percentiles, report, summarize, table
+from branchline.server.bench.load import Outcome
+from branchline.server.bench.report import by_model, machine, percentiles, report, summarize, table
 
 
 def outcome(model: str = "base", started: float = 0.0, **given: object) -> Outcome:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from branchline.server.bench_workload import (
+from branchline.server.bench.workload import (
     WORDS,
     PlannedRequest,
     Workload,

@@ -11,7 +11,7 @@ import pytest
 from branchline.server.aliases import AliasTarget
 from branchline.server.catalog import Catalog, ServedModel
 from branchline.server.errors import ApiError
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 
 def version(name: str, number: int, digest: str) -> ServedModel:

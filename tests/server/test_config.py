@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +14,7 @@ from branchline import __version__, cli
 from branchline.engine.config import EngineConfig
 from branchline.server import serve as serve_module
 from branchline.server.access import TenantKey, digest_key
-from branchline.server.adapter_start import AdapterStartError, named_sources
-from branchline.server.catalog import Catalog
 from branchline.server.config import AdapterSpec, ServeConfig
-from branchline.server.hub import NotFoundError, find_directory
-from branchline.server.sampling import read_defaults
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> ServeConfig:
@@ -79,9 +74,15 @@ def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--max-step-rank", "64"), "max_step_rank", 64),
         ((), "scheduling_policy", "fair"),
         (("--scheduling-policy", "fcfs"), "scheduling_policy", "fcfs"),
-        ((), "async_scheduling", False),
+        ((), "async_scheduling", None),
         (("--async-scheduling",), "async_scheduling", True),
         (("--no-async-scheduling",), "async_scheduling", False),
+        ((), "enforce_eager", False),
+        (("--enforce-eager",), "enforce_eager", True),
+        ((), "kv_cache_dtype", "auto"),
+        (("--kv-cache-dtype", "fp8"), "kv_cache_dtype", "fp8"),
+        ((), "quantization", None),
+        (("--quantization", "fp8"), "quantization", "fp8"),
         ((), "max_queued_requests", 2048),
         (("--max-queued-requests", "5"), "max_queued_requests", 5),
         ((), "max_overtake_cost", 65536),
@@ -169,6 +170,8 @@ def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (("m", "--block-size", "1000"), ("--block-size", "256")),
         (("m", "--gpu-memory-utilization", "2"), ("--gpu-memory-utilization", "at most 1")),
         (("m", "--dtype", "int3"), ("--dtype", "bfloat16")),
+        (("m", "--kv-cache-dtype", "int8"), ("--kv-cache-dtype", "auto", "fp8")),
+        (("m", "--quantization", "awq"), ("--quantization", "fp8")),
         (("m", "--lora", "x"), ("--lora", "NAME=PATH")),
         (("m", "--lora", "=x"), ("--lora", "NAME=PATH")),
         (("m", "--no-such-flag"), ("--no-such-flag",)),
@@ -208,10 +211,13 @@ def test_a_file_gives_defaults_that_flags_override(
     file.write_text(
         "model: m\nmax-num-seqs: 7\nblock_size: 32\nrestart-engine: true\n"
         "lora: {a: '1', b: '2'}\nserved-model-name: base\nkv-cache-gb: 2\n"
+        "quantization: fp8\nkv-cache-dtype: fp8\nenforce-eager: true\n"
     )
     config = parse(monkeypatch, "--config", str(file), "--block-size", "8")
     assert (config.engine.model, config.engine.max_num_seqs) == ("m", 7)
     assert config.engine.block_size == 8
+    assert (config.engine.quantization, config.engine.kv_cache_dtype) == ("fp8", "fp8")
+    assert config.engine.enforce_eager
     assert config.restart_engine
     assert config.adapters == (AdapterSpec("a", "1"), AdapterSpec("b", "2"))
     assert config.served_model_names == ("base",)
@@ -230,6 +236,9 @@ def test_a_file_gives_defaults_that_flags_override(
         ("enable-prefix-caching: 3", ("enable-prefix-caching", "true or false")),
         ("share-prefixes: 2020-01-01", ("share-prefixes", "true or false")),
         ("async-scheduling: maybe", ("--async-scheduling", "maybe")),
+        ("enforce-eager: 3", ("enforce-eager", "true or false")),
+        ("kv-cache-dtype: 8", ("--kv-cache-dtype", "fp8")),
+        ("quantization: int4", ("--quantization", "fp8")),
         ("config: other.yaml", ("unknown key 'config'",)),
         ("- a\n- b", ("mapping",)),
         ("a: [", ("serve.yaml",)),
@@ -284,57 +293,6 @@ def test_version_and_help_are_quick() -> None:
     assert done.returncode == 0, done.stderr
     assert b"serve" in done.stdout
     assert b"bench" in done.stdout
-
-
-def test_directories_and_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_directory(str(tmp_path)) == str(tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(NotFoundError, match="is a file"):
-        find_directory(str(tmp_path / "file"))
-    with pytest.raises(NotFoundError, match="no directory"):
-        find_directory("./relative")
-    with pytest.raises(NotFoundError, match="the hub can't be reached") as caught:
-        find_directory("nobody/no-such-model")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("names", "path", "words"),
-    [
-        (["two"], None, "adapter two: name: 'two' is the name of the base model"),
-        (["a", "a"], None, "adapter a: name: 'a' is the name of another adapter"),
-        (["../../etc"], None, "is not a name"),
-        (["x/versions"], None, "verb"),
-        (["a"], "/no/such/adapter", "adapter a: path: there is no directory /no/such/adapter"),
-    ],
-)
-def test_adapters_of_the_command_line_that_are_refused(
-    tmp_path: Path, names: list[str], path: str | None, words: str
-) -> None:
-    specs = [AdapterSpec(name, path or str(tmp_path)) for name in names]
-    with pytest.raises(AdapterStartError, match=re.escape(words)):
-        named_sources(specs, Catalog("/models/base", ["one", "two"]))
-
-
-@pytest.mark.parametrize(
-    ("text", "temperature", "top_k", "max_tokens"),
-    [
-        ('{"temperature": 0.6, "top_k": 20, "max_new_tokens": 99}', 0.6, 20, 99),
-        ('{"temperature": "hot", "top_k": null, "max_new_tokens": -1}', 1.0, 0, None),
-        ('{"temperature": true, "top_k": 1e99, "eos_token_id": [1]}', 1.0, 0, None),
-        ("[]", 1.0, 0, None),
-        ("{", 1.0, 0, None),
-        (None, 1.0, 0, None),
-    ],
-)
-def test_defaults_of_a_model(
-    tmp_path: Path, text: str | None, temperature: float, top_k: int, max_tokens: int | None
-) -> None:
-    if text is not None:
-        (tmp_path / "generation_config.json").write_text(text)
-    defaults = read_defaults(str(tmp_path))
-    assert (defaults.temperature, defaults.top_k) == (temperature, top_k)
-    assert defaults.max_tokens == max_tokens
 
 
 @pytest.mark.parametrize("line", ["max-num-seqs: 1.5", "port: true"])

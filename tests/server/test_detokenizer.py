@@ -10,8 +10,8 @@ from tokenizers import decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from branchline.engine.types import FinishReason, SamplingParams, TokenOutput
-from branchline.server.detokenizer import Detokenizer, TextStream
-from branchline.server.tokenizer import Tokenizer, TokenizerError
+from branchline.server.text.detokenizer import Detokenizer, TextStream
+from branchline.server.text.tokenizer import Tokenizer, TokenizerError
 
 END, IM_START = 258, 257
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from branchline.server.app import create_app
 from branchline.server.openai import NEUTRAL, ChatRequest, CompletionRequest
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import ADAPTER, BASE, Harness, make_client, make_services
 

@@ -16,7 +16,7 @@ from fake_engine import FakeEngine, say
 from branchline.server.lifecycle import serve_http
 from branchline.server.services import build_services
 from branchline.server.supervisor import EngineSupervisor
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import BASE, adapter_parts, catalog, make_services
 

@@ -6,7 +6,7 @@ import msgspec
 
 from branchline.engine.types import TokenLogprobs
 from branchline.server.logprobs import chat_logprobs, completion_logprobs
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 EURO = list("€".encode())
 POSITIONS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from branchline.server.catalog import AliasTarget, ServedModel
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .adapter_house import USER, AdapterHouse, adapter_house
 

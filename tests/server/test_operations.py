@@ -9,7 +9,7 @@ from fake_engine import FakeEngine
 
 from branchline.server.access import Tenant
 from branchline.server.app import create_app
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import ADAPTER, BASE, TEMPLATED, Harness, access, make_client, make_services
 

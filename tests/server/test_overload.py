@@ -13,7 +13,7 @@ from asgi_client import until
 from fake_engine import FakeEngine, engine_info
 
 from branchline.server.app import create_app
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import BASE, Harness, events, make_client, make_services
 

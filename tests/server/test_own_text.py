@@ -18,7 +18,7 @@ from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from branchline.engine.types import SamplingParams
-from branchline.server.adapter_text import TextStore
+from branchline.server.adapters.text import TextStore
 from branchline.server.answer import Answer, collect
 from branchline.server.catalog import Catalog, ServedModel
 from branchline.server.chat import ChatWriter
@@ -30,8 +30,8 @@ from branchline.server.metrics import ServerMetrics
 from branchline.server.openai import ChatRequest, CompletionRequest
 from branchline.server.prompt import Prompt, PromptReader
 from branchline.server.sampling import SamplingContext, fit_max_tokens, sampling_params, with_seed
-from branchline.server.template_runner import InlineTemplates, TemplateProcesses, Templates
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.template_runner import InlineTemplates, TemplateProcesses, Templates
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import Harness
 

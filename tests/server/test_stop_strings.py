@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from branchline.server.stop_strings import StopScanner
+from branchline.server.text.stop_strings import StopScanner
 
 # Few characters, so that stop strings overlap themselves and each other; one needs four bytes.
 TEXT = st.text("ab😀", max_size=30)

@@ -15,11 +15,11 @@ import pytest
 import pytest_asyncio
 from asgi_client import until
 
-from branchline.server import template_runner
 from branchline.server.errors import ApiError
-from branchline.server.template_runner import InlineTemplates, TemplateJob, TemplateProcesses
-from branchline.server.template_worker import MAX_CHARACTERS
-from branchline.server.tokenizer import BrokenTemplateError, ChatTemplateError, Tokenizer
+from branchline.server.text import template_runner
+from branchline.server.text.template_runner import InlineTemplates, TemplateJob, TemplateProcesses
+from branchline.server.text.template_worker import MAX_CHARACTERS
+from branchline.server.text.tokenizer import BrokenTemplateError, ChatTemplateError, Tokenizer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -16,7 +16,7 @@ from branchline.server.access import Access, Tenant
 from branchline.server.app import create_app
 from branchline.server.config import ServeConfig
 from branchline.server.tenant_meter import TenantMeter
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import BASE, Harness, access, make_client, make_services
 

@@ -10,8 +10,8 @@ import pytest
 from adapter_texts import edit_json, save_text
 
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_text import TextStore
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.adapters.text import TextStore
+from branchline.server.text.tokenizer import Tokenizer
 
 TEXT = {"Sequence": {"id": "A", "type_id": 0}}
 END = {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}
@@ -170,7 +170,7 @@ def test_a_regular_expression_is_not_even_compiled(
     edit_json(file, pre_tokenizer=REGEX)
     built: list[bytes] = []
     monkeypatch.setattr(
-        "branchline.server.adapter_tokenizer.RustTokenizer",
+        "branchline.server.adapters.tokenizer.RustTokenizer",
         type("Counting", (), {"from_buffer": staticmethod(built.append)}),
     )
     with pytest.raises(AdapterError, match="its pre_tokenizer"):

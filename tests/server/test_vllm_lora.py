@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from branchline.lora.errors import AdapterError
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 from .adapter_house import USER, adapter_house
 

@@ -13,14 +13,14 @@ from typing import Any
 from branchline.engine.adapter_format import AdapterFacts
 from branchline.engine.adapter_types import AdapterReport, FreedAdapter, PinTier, Tier
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_names import not_there
-from branchline.server.adapter_results import (
+from branchline.server.adapters.names import not_there
+from branchline.server.adapters.results import (
     AdapterState,
     AliasState,
     PutResult,
     RemovalResult,
 )
-from branchline.server.adapter_sources import AdapterSource
+from branchline.server.adapters.sources import AdapterSource
 from branchline.server.aliases import AliasTarget, check_targets
 from branchline.server.catalog import AdapterVersion, Catalog, ServedModel
 from branchline.server.errors import ApiError

@@ -17,16 +17,16 @@ from fake_engine import FakeEngine
 from branchline.engine.adapter_format import AdapterFacts, CheckJob, FormatJob, formatted_path
 from branchline.lora.adapter import digest_adapter
 from branchline.lora.errors import AdapterError
-from branchline.server.adapter_manager import AdapterManager
-from branchline.server.adapter_parts import AdapterParts, build_manager
-from branchline.server.adapter_sources import AdapterSource, SourcePolicy
-from branchline.server.adapter_state import StateDirectory
-from branchline.server.adapter_text import TextStore
+from branchline.server.adapters.manager import AdapterManager
+from branchline.server.adapters.parts import AdapterParts, build_manager
+from branchline.server.adapters.sources import AdapterSource, SourcePolicy
+from branchline.server.adapters.state import StateDirectory
+from branchline.server.adapters.text import TextStore
 from branchline.server.catalog import Catalog
 from branchline.server.errors import ApiError
 from branchline.server.metrics import ServerMetrics
 from branchline.server.supervisor import EngineSupervisor
-from branchline.server.tokenizer import Tokenizer
+from branchline.server.text.tokenizer import Tokenizer
 
 BASE = "base"
 

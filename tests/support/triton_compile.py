@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,15 +31,24 @@ def compile_kernel(
     constants: Mapping[str, object],
     num_warps: int = 4,
     num_stages: int = 3,
+    divisible: Collection[str] = (),
 ) -> Compiled:
     """Compile ``kernel`` for an H200; raises what Triton finds wrong with it.
 
     ``signature`` has the type of each argument (``*bf16``, ``i32``, ``fp32``), ``constants`` the
-    values of the constexpr ones, and of any other that is to be None.
+    values of the constexpr ones, and of any other that is to be None. Pointers are multiples of
+    16 bytes, as PyTorch's are: only then are loads wide, and go through shared memory. The numbers
+    named in ``divisible`` are multiples of 16 too, which a launch finds out by itself.
     """
     function = kernel if isinstance(kernel, JITFunction) else JITFunction(kernel.fn)
     names = dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=function, signature={**signature, **names}, constexprs=dict(constants))
+    types = {**signature, **names}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(function.arg_names)
+        if types[name].startswith("*") or name in divisible
+    }
+    source = ASTSource(function, types, dict(constants), aligned)
     options = {"num_warps": num_warps, "num_stages": num_stages}
     compiled = compile_source(source, target=HOPPER, options=options)
     shared = int(compiled.metadata.shared)

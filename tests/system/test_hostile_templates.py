@@ -20,7 +20,7 @@ from tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.timeout(120)
 
-FUNCTION = "branchline.server.template_worker:render"
+FUNCTION = "branchline.server.text.template_worker:render"
 POWER = "{{ 9 ** (messages[0].content | int) }}"
 HANGING, SMALL = "999999999", "2"
 

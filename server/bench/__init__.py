@@ -1,0 +1,1 @@
+"""The load client behind ``branchline bench``."""

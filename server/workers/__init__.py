@@ -1,0 +1,1 @@
+"""Processes beside the server's, for work that may hang, eat memory or crash."""
