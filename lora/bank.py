@@ -29,9 +29,8 @@ class GroupPool:
     """The pages of one module group.
 
     ``a_layers[l]`` [num_pages, slices*16, K] and ``b_layers[l]`` [num_pages, 16, N] are the views
-    a layer works with. ``page_table`` [num_slots, max_pages] int32 holds each slot's pages in
-    rank order, then ``NO_PAGE``; it is one allocation, updated in place. ``host_pages`` is the
-    same on the host, ``host_counts`` [num_slots] how many pages each slot has.
+    a layer works with. ``page_table`` [num_slots, max_pages] int32, on the host, holds each
+    slot's pages in rank order, then ``NO_PAGE``; ``page_counts`` [num_slots] how many it has.
     """
 
     def __init__(
@@ -54,11 +53,8 @@ class GroupPool:
         self.a_layers = self.a.unbind(0)
         self.b_layers = self.b.unbind(0)
         max_pages = max(1, min(num_pages, MAX_PAGES_PER_ADAPTER))
-        self.page_table = torch.full(
-            (num_slots, max_pages), NO_PAGE, dtype=torch.int32, device=device
-        )
-        self.host_pages = np.full((num_slots, max_pages), NO_PAGE, dtype=np.int32)
-        self.host_counts = np.zeros(num_slots, dtype=np.int64)
+        self.page_table = np.full((num_slots, max_pages), NO_PAGE, dtype=np.int32)
+        self.page_counts = np.zeros(num_slots, dtype=np.int64)
         self._free = set(range(num_pages))
         self._held: dict[int, tuple[int, ...]] = {}
 
@@ -79,10 +75,8 @@ class GroupPool:
         """Give a slot its pages; the caller has checked that they fit."""
         pages = self._take(num_pages)
         self._held[slot] = pages
-        self.host_pages[slot, :num_pages] = pages
-        self.host_counts[slot] = num_pages
-        row = torch.tensor(pages, dtype=torch.int32)
-        self.page_table[slot, :num_pages] = row.to(self.page_table.device, non_blocking=True)
+        self.page_table[slot, :num_pages] = pages
+        self.page_counts[slot] = num_pages
 
     def write(self, slot: int, weights: GroupWeights) -> None:
         """Copy weights of the bank's dtype into the pages that the slot has."""
@@ -100,8 +94,7 @@ class GroupPool:
         """Give a slot's pages back."""
         self._free.update(self._held.pop(slot, ()))
         self.page_table[slot] = NO_PAGE
-        self.host_pages[slot] = NO_PAGE
-        self.host_counts[slot] = 0
+        self.page_counts[slot] = 0
 
     def _take(self, count: int) -> tuple[int, ...]:
         """The lowest pages that lie side by side (a GEMM needs no gather then), else any."""
@@ -118,9 +111,8 @@ class GroupPool:
         """Every page is free or held once, and the table says what is held."""
         held = [page for pages in self._held.values() for page in pages]
         assert sorted([*held, *self._free]) == list(range(self.num_pages))
-        assert self.host_pages.tolist() == self.page_table.tolist()
-        assert self.host_counts.tolist() == [
-            len(self.pages(slot)) for slot in range(len(self.host_counts))
+        assert self.page_counts.tolist() == [
+            len(self.pages(slot)) for slot in range(len(self.page_counts))
         ]
         for slot, row in enumerate(self.page_table.tolist()):
             pages = self.pages(slot)

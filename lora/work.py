@@ -81,7 +81,7 @@ def decode_capacity(num_rows: int, bank: AdapterBank) -> WorkCapacity:
     max_tiles = num_slots + (num_rows - num_slots) // DECODE_TILE_ROWS
     max_items = 0
     for pool in bank.pools.values():
-        most = pool.host_pages.shape[1]
+        most = pool.page_table.shape[1]
         held = min(pool.num_pages, num_slots * most)
         again = (num_rows - 1) // DECODE_TILE_ROWS * most  # tiles beyond an adapter's first
         max_items = max(max_items, min(max_tiles * most, held + again))
@@ -204,10 +204,10 @@ def tile_step(
 
 def _items(pool: GroupPool, slots: Array) -> GroupItems:
     """The items of tiles with these slots [tiles]."""
-    counts = np.where(slots == BASE, 0, pool.host_counts[slots])
+    counts = np.where(slots == BASE, 0, pool.page_counts[slots])
     tiles = np.repeat(np.arange(len(slots)), counts)
     place = spans(np.zeros_like(counts), counts)
-    return GroupItems(np.cumsum(counts), tiles, pool.host_pages[slots[tiles], place])
+    return GroupItems(np.cumsum(counts), tiles, pool.page_table[slots[tiles], place])
 
 
 def _write(

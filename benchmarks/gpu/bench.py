@@ -11,6 +11,7 @@ from torch import Tensor
 
 from branchline.kernels.backend import interprets
 
+from .device import device_of
 from .sections import Run
 
 TOLERANCES = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float32: 2e-5}
@@ -77,7 +78,7 @@ def check_cases(
     run: Run, cases: Mapping[str, Case], dtypes: Sequence[torch.dtype] = DTYPES
 ) -> None:
     """All cases in all dtypes, as long as there is time; one that raises is wrong."""
-    device = torch.device(run.options.device)
+    device = device_of(run.options.device)
     for dtype in dtypes:
         for name, case in cases.items():
             if not run.has_time():

@@ -15,7 +15,7 @@ from branchline.engine.plan import StepPlan
 from branchline.kernels.backend import interprets
 
 from .checkpoints import shape_of, write_config
-from .device import release
+from .device import device_of, release
 from .harness import Harness, Room, fill_bank, random_bytes
 from .machine import BANDWIDTH, bandwidth
 from .models import random_decoder
@@ -103,7 +103,7 @@ def run_part(run: Run, name: str, part: Callable[[], None]) -> None:
         part()
     except Exception:
         run.failed(name)
-    release(torch.device(run.options.device))
+    release(device_of(run.options.device))
 
 
 def open_harness(run: Run, decoder: Decoder, room: Room) -> Harness:
@@ -120,7 +120,7 @@ def open_harness(run: Run, decoder: Decoder, room: Room) -> Harness:
 
 def build_model(run: Run, is_fp8: bool = False) -> Model:
     """The model of the shape asked for; bandwidth as measured, now if it was not."""
-    device = torch.device(run.options.device)
+    device = device_of(run.options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with tempfile.TemporaryDirectory() as name:
         directory = write_config(shape_of(run.options.shape), Path(name), dtype)
@@ -128,6 +128,7 @@ def build_model(run: Run, is_fp8: bool = False) -> Model:
     known = run.figures.get(BANDWIDTH)
     rate = bandwidth(device) if known is None else known * 1e12
     longest = MAX_MODEL_LEN if device.type == "cuda" else 64
+    run.fact("model", f"{shape_of(run.options.shape).name}, {'8 bits' if is_fp8 else dtype}")
     decoder, weight_bytes = random_decoder(config, dtype, device, longest, is_fp8)
     return Model(decoder, weight_bytes, rate)
 

@@ -40,6 +40,11 @@ class Timings:
         return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
 
 
+def device_of(name: str) -> torch.device:
+    """The one that is checked: the first GPU, or the host."""
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
 def timed(
     device: torch.device, run: Callable[[], object], repeats: int = 20, warmups: int = WARMUPS
 ) -> Timings:

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from .device import free_bytes, timed
+from .device import device_of, free_bytes, timed
 from .sections import Run
 
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "transformers", "peft")
@@ -26,7 +26,7 @@ GEMM_RATE = "bf16 matrix product"
 
 def measure_machine(run: Run) -> None:
     """Versions, card and clocks; then memory bandwidth and the rate of matrix products."""
-    device = torch.device(run.options.device)
+    device = device_of(run.options.device)
     for name, value in facts(device).items():
         run.fact(name, value)
     run.figure(BANDWIDTH, bandwidth(device) / 1e12, "TB/s")

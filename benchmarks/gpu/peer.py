@@ -11,7 +11,7 @@ import torch
 
 from .checkpoints import Shape, shape_of, write_config
 from .decode import build_model, open_harness, repeats_of, run_part
-from .device import release, timed
+from .device import device_of, release, timed
 from .harness import Room, fill_bank, random_bytes
 from .sections import Run
 
@@ -47,7 +47,7 @@ def _ours(run: Run, batch: int, context: int, found: dict[str, float]) -> None:
 def _theirs(run: Run, batch: int, context: int, num_tokens: int, ours: dict[str, float]) -> None:
     shape = shape_of(run.options.shape)
     model = _transformers_model(run, shape)
-    device = torch.device(run.options.device)
+    device = device_of(run.options.device)
     prompt = torch.randint(0, shape.vocab_size, (batch, context), device=device)
     for kind in ("base", "1 x r16"):
         if kind != "base":
@@ -74,7 +74,7 @@ def _transformers_model(run: Run, shape: Shape) -> Any:
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(run.options.device):
+        with device_of(run.options.device):
             make: Any = AutoModelForCausalLM.from_config  # it has no types
             model = make(config, attn_implementation="sdpa")
     finally:

@@ -75,7 +75,7 @@ class Run:
     def fact(self, name: str, value: object) -> None:
         """Something read."""
         self._write({"kind": "fact", "name": name, "value": value})
-        say(f"  {name:<32}{value}")
+        say(f"  {name:<36}{value}")
 
     def note(self, text: str) -> None:
         """Something left out, or to be known."""
@@ -186,7 +186,8 @@ def _in_child(section: Section, run: Run) -> None:
     except Exception:
         run.failed(section.name)
         status = 1
-    run.fact("seconds", round(time.monotonic() - started, 1))
+    seconds = round(time.monotonic() - started, 1)
+    run._write({"kind": "fact", "name": "seconds", "value": seconds})
     os._exit(status)  # at once: threads of an engine that failed are waited for otherwise
 
 

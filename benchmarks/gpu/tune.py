@@ -15,7 +15,7 @@ from branchline.lora.shapes import GroupShape, ModuleShapes
 from branchline.lora.work import build_work
 
 from .checkpoints import LEAST, TINY, shape_of
-from .device import graphed, timed
+from .device import device_of, graphed, timed
 from .harness import fill_bank, random_pages
 from .sections import Run
 
@@ -90,7 +90,7 @@ def compile_plans(run: Run, group: str) -> None:
 
 def time_plans(run: Run) -> None:
     """The fastest plans of each linear and kind of step, beside those in use."""
-    device = torch.device(run.options.device)
+    device = device_of(run.options.device)
     for group in groups_of(run.options.shape):
         for kind in traffic(run.options.shape):
             found: list[tuple[float, str]] = []
@@ -121,7 +121,7 @@ def _try(run: Run, candidate: Candidate) -> bool:
 
 def _candidates(run: Run, group: str, kind: Traffic) -> Iterator[Candidate]:
     """The plans in use first; none where the kernels don't run."""
-    device = torch.device(run.options.device)
+    device = device_of(run.options.device)
     shape = groups_of(run.options.shape)[group]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x = torch.randn(kind.num_rows, shape.in_features, device=device).to(dtype)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from branchline.kernels import fp8, ops
+from branchline.kernels import fp8, fp8_ops, ops
 from branchline.kernels.kv_cache import FP8, FP8_MAX, quantize_rows
 
 HALF_STEP = 1 / 16
@@ -79,3 +79,16 @@ def test_rows_do_not_meet() -> None:
     x[2, 5] = float("nan")
     assert torch.equal(ops.linear(x, weight)[0], together[0])
     assert ops.linear(x, weight)[[0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_gpus_product_is_called_as_torch_wants_it(rows: int) -> None:
+    """Without a GPU: PyTorch checks dtypes, shapes and layouts of tensors without memory too."""
+    x = torch.empty(rows, 64, dtype=FP8, device="meta")
+    scales = torch.empty(rows, device="meta")
+    values = torch.empty(48, 64, dtype=FP8, device="meta")
+    weight = ops.Fp8Weight(values, torch.empty(48, device="meta"))
+    y = fp8_ops._scaled_mm(x, scales, weight)
+    assert (tuple(y.shape), y.dtype) == ((rows, 48), torch.bfloat16)
+    with pytest.raises(RuntimeError, match="divisible by 16"):
+        fp8_ops._scaled_mm(x[:, :40], scales, ops.Fp8Weight(values[:, :40], weight.scales))
