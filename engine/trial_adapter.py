@@ -19,7 +19,11 @@ SEED = 0x5EED
 
 @contextmanager
 def trial_slot(bank: AdapterBank) -> Iterator[int | None]:
-    """A slot with random pages in as many groups as have one free; None if there is none."""
+    """A slot with random pages in as many groups as have one free.
+
+    Where all is taken it is that of the smallest adapter of low-rank pairs alone, None if there
+    is none.
+    """
     free = [slot for slot in range(bank.num_slots) if slot not in bank.loaded_slots]
     generator = torch.Generator(bank.device).manual_seed(SEED)
     groups = {
@@ -28,13 +32,19 @@ def trial_slot(bank: AdapterBank) -> Iterator[int | None]:
         if pool.fits(1)
     }
     if not free or not groups:
-        yield next(iter(bank.loaded_slots), None)
+        yield _smallest(bank)
         return
     bank.load(free[0], AdapterWeights(groups))
     try:
         yield free[0]
     finally:
         bank.unload(free[0])
+
+
+def _smallest(bank: AdapterBank) -> int | None:
+    plain = [s for s in bank.loaded_slots if bank.dense is None or bank.dense.held(s) is None]
+    pools = bank.pools.values()
+    return min(plain, key=lambda slot: (sum(len(p.pages(slot)) for p in pools), slot), default=None)
 
 
 def _random_page(pool: GroupPool, dtype: torch.dtype, generator: torch.Generator) -> GroupWeights:

@@ -119,6 +119,27 @@ def test_a_graph_without_its_adapters_stops_the_start(served, monkeypatch):
         check_graphs(graphs, loop._runner, loop.adapters.bank)
 
 
+def test_where_no_slot_is_free_the_check_takes_the_smallest_adapter_it_can(served, monkeypatch):
+    loop = start(served)
+    bank = loop.adapters.bank
+    pages = {slot: sum(len(p.pages(slot)) for p in bank.pools.values()) for slot in range(99)}
+    checked: list[int] = []
+    replay = StepGraphs.replay
+
+    def note(self, kind, layout, previous_token_ids=None):
+        checked.extend(slot for slot in layout.adapters.segment_slots if slot is not None)
+        return replay(self, kind, layout, previous_token_ids)
+
+    monkeypatch.setattr(StepGraphs, "replay", note)
+    monkeypatch.setattr(bank, "num_slots", len(bank.loaded_slots))
+    assert bank.loaded_slots == set(range(bank.num_slots)), "none of them is free"
+    open_graphs(EngineConfig(model="m"), loop._runner, bank, 3, recorder=RerunRecorder())
+    dense = {slot for slot in bank.loaded_slots if bank.dense and bank.dense.held(slot)}
+    plain = bank.loaded_slots - dense
+    assert set(checked) == {min(plain, key=lambda slot: (pages[slot], slot))}
+    assert max(pages[slot] for slot in plain) > min(pages[slot] for slot in plain)
+
+
 def test_what_can_not_be_captured_stops_the_start(served):
     class Failing(RerunRecorder):
         def record(self, run):
