@@ -37,7 +37,7 @@ from .restore_policy import RestorePolicy
 from .runner import ModelRunner
 from .sampler import Sampler
 from .scheduler import Scheduler
-from .step_warm_up import warm_up_adapters
+from .step_warm_up import warm_up_adapters, warm_up_decodes
 from .types import EngineInfo
 from .weights import load_decoder
 
@@ -88,7 +88,8 @@ def assemble_engine(
     max_pinned = info.num_blocks - -(-info.max_model_len // config.block_size)
     pins = Pins(cache, scheduler.intake, max_pinned, time.monotonic)
     if device.type == "cuda":
-        on_progress(Progress("compiling kernels of adapters"))
+        on_progress(Progress("compiling kernels"))
+        warm_up_decodes(runner, info.max_num_seqs)
         warm_up_adapters(runner, adapters.bank, step_budget(config, device))
     graphs = open_graphs(config, runner, adapters.bank, info.max_num_seqs, on_progress)
     parts = EngineParts(scheduler, runner, Sampler(), adapters, pins, graphs)

@@ -39,7 +39,9 @@ def check_graphs(graphs: StepGraphs, runner: ModelRunner, bank: AdapterBank | No
             is_trial = slot not in loaded  # else it may be too large for some kinds
             slots = [slot if row % 2 == 0 else None for row in range(num_rows)]
             adapted = probe.expect(slots)
-            effect = _size(adapted - base) or _size(base)
+            effect = _size(adapted - base)
+            if not is_trial:  # it may change so little that rounding is a large part of it
+                effect = max(effect, _size(base) / 4)
             for kind in graphs.kinds:
                 if kind.work is not None:
                     rows = slots[: _rows(kind)]

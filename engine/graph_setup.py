@@ -33,8 +33,8 @@ def open_graphs(
     graphs = StepGraphs(runner, bank, max_num_seqs)
     try:
         graphs.capture(recorder or CudaRecorder(device), on_progress)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # of CUDA, and of kernels that do not compile
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EngineStartError(
             f"CUDA graphs: can't be captured: {reason}; --enforce-eager does without them"
         ) from error

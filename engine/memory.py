@@ -15,7 +15,7 @@ GIB = 1024**3
 MIB = 1024**2
 CPU_SHARE = 0.25
 """Of the machine's memory, what a CPU engine takes for KV unless told."""
-SPARE_BYTES = 256 * MIB
+SPARE_BYTES = 512 * MIB
 """On a GPU, for what is made after the pool: staging of copies, and the allocator's holes."""
 GRAPH_BYTES = GIB
 """What the driver keeps of all captured graphs, at most."""

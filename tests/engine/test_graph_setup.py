@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from graph_house import MAX_SEQS, Served, make_served, start
+from graph_house import BLOCK_SIZE, MAX_LEN, MAX_SEQS, Served, make_served, start
 from rerun_recorder import RerunRecorder
 
 from branchline.engine import step_graphs
@@ -16,7 +16,7 @@ from branchline.engine.graph_check import check_graphs
 from branchline.engine.graph_inputs import graph_kinds, graph_sizes
 from branchline.engine.graph_setup import open_graphs
 from branchline.engine.step_graphs import StepGraphs
-from branchline.engine.step_warm_up import TRIALS, warm_up_adapters
+from branchline.engine.step_warm_up import TRIALS, warm_up_adapters, warm_up_decodes
 from branchline.lora.work import choose_tiling
 
 
@@ -181,3 +181,29 @@ def test_warming_up_runs_each_way_of_tiling_and_leaves_no_adapter(served, monkey
     assert not loop._runner.kv_pool[:, :, NUM_RESERVED_BLOCKS:].any()
     tilings = {choose_tiling([0, None], trial) for trial in TRIALS}
     assert len(tilings) == 4
+
+
+def test_warming_up_decodes_covers_few_and_many_and_leaves_no_trace(served, monkeypatch):
+    loop = start(served)
+    compute, sizes = loop._runner.compute, []
+
+    def note(batch):
+        sizes.append(tuple(batch.attention.block_tables.shape))
+        return compute(batch)
+
+    monkeypatch.setattr(loop._runner, "compute", note)
+    warm_up_decodes(loop._runner, MAX_SEQS)
+    assert [rows for rows, _ in sizes] == [1, 2, 4, 6, 6, 6, 6]
+    assert {width for _, width in sizes} == {MAX_LEN // BLOCK_SIZE}
+    assert not loop._runner.kv_pool[:, :, NUM_RESERVED_BLOCKS:].any()
+
+
+def test_a_kernel_that_does_not_compile_stops_the_start_by_name(served):
+    class Failing(RerunRecorder):
+        def record(self, run):
+            raise ValueError("out of resource: shared memory")
+
+    loop = start(served)
+    parts = loop._runner, loop.adapters.bank, 2
+    with pytest.raises(EngineStartError, match=r"out of resource: shared memory; --enforce-eager"):
+        open_graphs(EngineConfig(model="m"), *parts, recorder=Failing())
