@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from branchline.kernels import ops
 from branchline.kernels.ops import LoraWork
-from branchline.lora.bank import AdapterBank
-from branchline.lora.shapes import GroupShape, ModuleShapes
+from branchline.lora.bank import AdapterBank, GroupPool
+from branchline.lora.shapes import PAGE_RANK, GroupShape, ModuleShapes
 from branchline.lora.work import build_work
 
 from .checkpoints import LEAST, TINY, shape_of
@@ -23,6 +24,9 @@ NUM_LAYERS = 8
 """Layers that are gone through in turn on a GPU, so that no weights come from its cache."""
 
 BEST = 3
+
+DENSE = "one dense product over all active slots"
+"""No kernels of ours: what they have to beat, above all where one adapter has all rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,8 @@ def time_plans(run: Run) -> None:
                 (seconds, f"{place}. {name}")
                 for place, (seconds, name) in enumerate(sorted(found)[:BEST], 1)
             ]
-            for seconds, name in [(found[0][0], "in use"), *best] if found else []:
+            dense = [(seconds, name) for seconds, name in found if name == DENSE]
+            for seconds, name in [(found[0][0], "in use"), *dense, *best] if found else []:
                 run.figure(f"{group}, {kind.name}: {name}", seconds * 1e6, "us a layer")
 
 
@@ -157,3 +162,22 @@ def _candidates(run: Run, group: str, kind: Traffic) -> Iterator[Candidate]:
             str(plan).partition("Plan")[2].replace("num_", "") for plan in (shrinking, expanding)
         )
         yield Candidate(" ".join(names), step)
+    yield Candidate(DENSE, _dense_step(x, y, pool, kind))
+
+
+def _dense_step(x: Tensor, y: Tensor, pool: GroupPool, kind: Traffic) -> Callable[[], None]:
+    """cuBLAS in place of the kernels: every row meets every adapter, and a mask keeps its own."""
+    rows, adapters = kind.num_rows, kind.num_adapters
+    owners = torch.arange(rows, device=x.device) // (rows // adapters)
+    is_own = (owners[:, None] == torch.arange(adapters, device=x.device)).to(x.dtype)
+
+    def step() -> None:
+        for a_pages, b_pages in zip(pool.a_layers, pool.b_layers, strict=True):
+            hidden = torch.mm(x, a_pages.flatten(0, 1).t())
+            own = hidden.view(rows, adapters, -1, PAGE_RANK) * is_own[:, :, None, None]
+            b_slices = b_pages.flatten(0, 1).split_with_sizes(pool.slice_sizes, 1)
+            y_slices = y.split_with_sizes(pool.slice_sizes, 1)
+            for number, (y_slice, b_slice) in enumerate(zip(y_slices, b_slices, strict=True)):
+                y_slice.addmm_(own[:, :, number].flatten(1), b_slice)
+
+    return step

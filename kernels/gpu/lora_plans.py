@@ -96,7 +96,7 @@ def expand_plan(tile_rows: int, max_tiles: int, features: int) -> ExpandPlan:
 
 
 def candidates(tile_rows: int) -> Iterator[tuple[ShrinkPlan, ExpandPlan]]:
-    """Pairs of plans worth measuring for such tiles; all fit a Hopper's shared memory."""
+    """Pairs of plans worth measuring for such tiles; the largest don't compile for all shapes."""
     splits = (4, 8, 16) if tile_rows <= 16 else (1, 2, 4)
     shrinks = [
         ShrinkPlan(block_k, split, programs, 4, stages)
