@@ -36,7 +36,7 @@ _OPTIONS = (
     click.option(
         "--quantization",
         type=click.Choice(["fp8"]),
-        help="Weights of the layers' linears in 8 bits: half the memory, faster steps.",
+        help="Weights of the layers' linears in 8 bits: half the memory.",
     ),
     click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
