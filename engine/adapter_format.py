@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..lora.errors import AdapterError
+from .config import AdapterDtype
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,8 @@ SUFFIX = ".adapter"
 class FormatJob:
     """Read the adapter in ``directory`` for the base in ``model`` and write it below ``target``.
 
-    ``dtype`` is that of ``EngineInfo``: what the engine computes in. ``max_device_bytes`` is all
-    that its pages may take there.
+    ``dtype`` is that of ``EngineInfo``: what the engine computes in; ``adapter_dtype`` too, which
+    says what pages are kept in. ``max_device_bytes`` is all that its pages may take there.
     """
 
     model: str
@@ -36,15 +37,17 @@ class FormatJob:
     directory: str
     target: str
     max_device_bytes: int | None = None
+    adapter_dtype: AdapterDtype = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckJob:
-    """Say what the formatted file ``path`` holds, if it is for this base and dtype."""
+    """Say what the formatted file ``path`` holds, if it is for this base and these dtypes."""
 
     path: str
     model: str
     dtype: str
+    adapter_dtype: AdapterDtype = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,7 @@ def formatted_path(target: str | Path, digest: str) -> Path:
 def run_job(job: FormatJob | CheckJob) -> AdapterFacts:
     """What the process beside the engine is asked to do; raises AdapterError."""
     if isinstance(job, CheckJob):
-        return check_formatted(job.path, job.model, job.dtype)
+        return check_formatted(job.path, job.model, job.dtype, job.adapter_dtype)
     return format_adapter(job)
 
 
@@ -97,6 +100,7 @@ def format_adapter(job: FormatJob) -> AdapterFacts:
     from ..lora.activation import require_in_vocabulary
     from ..lora.adapter import AdapterConfig, digest_adapter
     from ..lora.formatted import write_formatted
+    from ..lora.fp8_pages import choose_page_dtype, to_pages
     from ..lora.loader import changed_modules, load_adapter
     from .models.config import ModelConfig
     from .module_shapes import module_shapes
@@ -105,11 +109,13 @@ def format_adapter(job: FormatJob) -> AdapterFacts:
     config = AdapterConfig.from_directory(job.directory)
     model = ModelConfig.from_directory(job.model)
     dtype = _dtype(job.dtype)
+    page_dtype = choose_page_dtype(job.adapter_dtype, dtype)
     with _base_tensors(job, model.tie_word_embeddings) as (base, tied):
         shapes = replace(module_shapes(model), tied=tied)
         limit = job.max_device_bytes
-        most = None if limit is None else limit // dtype.itemsize
-        weights = load_adapter(job.directory, config, shapes, base, most).as_dtype(dtype)
+        most = None if limit is None else limit // page_dtype.itemsize
+        loaded = load_adapter(job.directory, config, shapes, base, most)
+        weights = to_pages(loaded, shapes, dtype, page_dtype)
     if not weights.groups and weights.dense is None:
         raise AdapterError("target_modules", "the adapter changes nothing of the base model")
     tokens = config.invocation_tokens
@@ -138,12 +144,14 @@ def format_adapter(job: FormatJob) -> AdapterFacts:
     return _with_size(facts, path)
 
 
-def check_formatted(path: str | Path, model: str, dtype: str) -> AdapterFacts:
+def check_formatted(
+    path: str | Path, model: str, dtype: str, adapter_dtype: AdapterDtype = "auto"
+) -> AdapterFacts:
     """What a formatted file holds; raises AdapterError unless it is whole and for this base."""
     from ..lora.formatted import read_header
 
     header = read_header(path)
-    job = FormatJob(model, dtype, "", "")
+    job = FormatJob(model, dtype, "", "", adapter_dtype=adapter_dtype)
     if header.about.get("base") != _fingerprint(job):
         raise AdapterError("path", "was formatted for another base model, dtype or version")
     try:
@@ -170,9 +178,10 @@ def directory_signature(directory: str | Path) -> list[FileSignature]:
 
 
 def _fingerprint(job: FormatJob) -> str:
-    """Of what a formatted file is made for: our format, the dtype, the base's config and files."""
+    """Of what a formatted file is made for: our format, the dtypes, the base's config and files."""
     root = Path(job.model)
-    digest = hashlib.sha256(f"{FORMAT} {job.dtype}\n".encode())
+    pages = "" if job.adapter_dtype == "auto" else f" {job.adapter_dtype}"
+    digest = hashlib.sha256(f"{FORMAT} {job.dtype}{pages}\n".encode())
     digest.update((root / "config.json").read_bytes())
     for file in sorted(root.glob("*.safetensors")):
         stat = file.stat()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..lora.fp8_pages import choose_page_dtype, page_bytes
 from ..lora.shapes import ModuleShapes
 from .config import EngineConfig
 from .errors import EngineStartError
@@ -26,12 +27,16 @@ Of a GPU, shares of what ``gpu_memory_utilization`` gives us.
 
 @dataclass(frozen=True, slots=True)
 class AdapterBudget:
-    """``num_pages`` of every module group; bytes of what is dense, and of host memory."""
+    """``num_pages`` of every module group; bytes of what is dense, and of host memory.
+
+    ``page_dtype`` is what pages are kept in.
+    """
 
     num_slots: int
     num_pages: int
     dense_bytes: int
     host_bytes: int
+    page_dtype: torch.dtype
 
 
 def adapter_budget(
@@ -48,19 +53,21 @@ def adapter_budget(
         total = memory
         pages = min(int(memory * CPU_PAGES), MAX_CPU_PAGES)
         dense = min(int(memory * CPU_DENSE), MAX_CPU_DENSE)
-    page_bytes = sum(shapes.page_size(name) * dtype.itemsize for name in shapes.groups)
+    page_dtype = choose_page_dtype(config.adapter_dtype, dtype)
+    all_groups = sum(page_bytes(shapes, name, page_dtype) for name in shapes.groups)
     pages = _stated("adapter_memory_gb", config.adapter_memory_gb, pages, total)
-    if 0 < pages < page_bytes:
+    if 0 < pages < all_groups:
         raise EngineStartError(
             f"adapter_memory_gb: {size_text(pages)} is less than a page of 16 ranks of every "
-            f"module, {size_text(page_bytes)}"
+            f"module, {size_text(all_groups)}"
         )
     host = min(int(memory * HOST), MAX_HOST)
     return AdapterBudget(
         num_slots=num_slots,
-        num_pages=min(pages // page_bytes, MAX_PAGES),
+        num_pages=min(pages // all_groups, MAX_PAGES),
         dense_bytes=_stated("adapter_dense_gb", config.adapter_dense_gb, dense, total),
         host_bytes=_stated("adapter_host_gb", config.adapter_host_gb, host, memory),
+        page_dtype=page_dtype,
     )
 
 

@@ -13,6 +13,7 @@ from .adapter_memory import AdapterBudget, adapter_budget
 from .adapters import EngineAdapters
 from .config import AdapterSource, EngineConfig
 from .errors import EngineStartError
+from .machine import dtype_name
 from .models.decoder import Decoder
 from .module_shapes import module_shapes
 from .progress import OnProgress, Progress
@@ -34,7 +35,7 @@ def open_adapters(
         adapters.spool = tempfile.TemporaryDirectory(prefix="branchline-adapters-")
         for source in config.adapters:
             on_progress(Progress(f"loading adapter {source.path}"))
-            _add(adapters, source, config.model, decoder.dtype, adapters.spool.name)
+            _add(adapters, source, _job(config, decoder.dtype, source, adapters.spool.name))
         _load_first(adapters)
     return adapters
 
@@ -48,16 +49,23 @@ def _empty(budget: AdapterBudget, decoder: Decoder) -> EngineAdapters:
         raise EngineStartError(f"adapter_host_gb: {error}") from error
 
 
-def _add(
-    adapters: EngineAdapters, source: AdapterSource, model: str, dtype: torch.dtype, spool: str
-) -> None:
+def _job(config: EngineConfig, dtype: torch.dtype, source: AdapterSource, spool: str) -> FormatJob:
+    return FormatJob(
+        config.model,
+        dtype_name(dtype),
+        source.path,
+        spool,
+        adapter_dtype=config.adapter_dtype,
+    )
+
+
+def _add(adapters: EngineAdapters, source: AdapterSource, job: FormatJob) -> None:
     """Format one directory, unless another has the same bytes, and make it known."""
-    job = FormatJob(model, str(dtype).removeprefix("torch."), source.path, spool)
     if source.digest in adapters.traits:
         return
     try:
         digest = format_adapter(job).digest
-        adapters.add(source.digest, str(formatted_path(spool, digest)), is_alias=True)
+        adapters.add(source.digest, str(formatted_path(job.target, digest)), is_alias=True)
     except AdapterError as error:
         raise AdapterError(f"adapter {source.path}", str(error)) from error
 

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
+
 from ..lora.bank import AdapterBank
 from ..lora.errors import AdapterError
 from ..lora.formatted import FormattedHeader, read_header
@@ -81,6 +83,7 @@ class EngineAdapters:
             decoder.device,
             budget.num_slots,
             budget.dense_bytes,
+            budget.page_dtype,
         )
         return cls(
             bank, AdapterSlots(budget.num_slots), HostAdapters(budget.host_bytes, decoder.device)
@@ -120,13 +123,9 @@ class EngineAdapters:
             pool = self.bank.pools.get(name)
             if pool is None:
                 raise AdapterError("path", f"the base model has no modules {name}")
-            for given, stored in ((group.a, pool.a), (group.b, pool.b)):
-                own, ours = (
-                    (*given.shape[:1], *given.shape[2:]),
-                    stored.shape[:1] + stored.shape[2:],
-                )
-                if own != tuple(ours) or given.dtype != stored.dtype:
-                    raise AdapterError("path", f"{name} has pages of another base model or dtype")
+            given, stored = (group.a, group.b, group.scales), (pool.a, pool.b, pool.scales)
+            if list(map(_kind, given)) != list(map(_kind, stored)):
+                raise AdapterError("path", f"{name} has pages of another base model or dtype")
         dense, pool_dense = header.shapes.dense, self.bank.dense
         vectors = None if dense is None else dense.vectors
         if pool_dense and vectors is not None and vectors.numel() != pool_dense.layout.size:
@@ -336,3 +335,8 @@ class EngineAdapters:
         self.residency.close()
         if self.spool is not None:
             self.spool.cleanup()
+
+
+def _kind(pages: torch.Tensor | None) -> tuple[torch.dtype, tuple[int, ...]] | None:
+    """Dtype and shape of pages [layers, pages, ...], without how many they are."""
+    return None if pages is None else (pages.dtype, (*pages.shape[:1], *pages.shape[2:]))

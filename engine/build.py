@@ -104,6 +104,7 @@ def _info(config: EngineConfig, decoder: Decoder, num_usable: int) -> EngineInfo
         architecture=model.architecture,
         device=str(device),
         dtype=dtype_name(decoder.dtype),
+        adapter_dtype=config.adapter_dtype,
         vocab_size=model.vocab_size,
         max_model_len=decoder.max_model_len,
         max_num_seqs=min(config.max_num_seqs, step_budget(config, device)),

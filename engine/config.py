@@ -8,6 +8,7 @@ from typing import Literal, get_args
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 KvCacheDtype = Literal["auto", "fp8"]
+AdapterDtype = Literal["auto", "fp8"]
 Quantization = Literal["fp8"]
 SchedulingPolicy = Literal["fair", "fcfs"]
 
@@ -38,7 +39,8 @@ class EngineConfig:
     CUDA graphs.
 
     ``quantization`` "fp8" keeps the weights of the layers' linears in 8 bits, ``kv_cache_dtype``
-    "fp8" the keys and values; both with scales.
+    "fp8" the keys and values, ``adapter_dtype`` "fp8" the pages of adapters' ranks; all with
+    scales.
 
     ``max_loras`` adapters are on the device at once (None: 256), as far as ``adapter_memory_gb``
     for their ranks and ``adapter_dense_gb`` for what else they bring allow; ``adapter_host_gb`` of
@@ -65,6 +67,7 @@ class EngineConfig:
     kv_offload_gb: float = 0.0
     isolate_tenants: bool = True
     max_loras: int | None = None
+    adapter_dtype: AdapterDtype = "auto"
     adapter_memory_gb: float | None = None
     adapter_dense_gb: float | None = None
     adapter_host_gb: float | None = None
@@ -91,6 +94,7 @@ class EngineConfig:
             ("dtype", Dtype),
             ("device", Device),
             ("kv_cache_dtype", KvCacheDtype),
+            ("adapter_dtype", AdapterDtype),
             ("scheduling_policy", SchedulingPolicy),
         ):
             allowed = get_args(choice)

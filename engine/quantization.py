@@ -21,6 +21,7 @@ def require_float8(config: EngineConfig, device: torch.device) -> None:
         for name, value in (
             ("quantization", config.quantization),
             ("kv_cache_dtype", config.kv_cache_dtype),
+            ("adapter_dtype", config.adapter_dtype),
         )
         if value == "fp8"
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .config import AdapterDtype
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 ErrorKind = Literal["failed", "refused", "overloaded"]
 
@@ -108,6 +110,7 @@ class EngineInfo:
     architecture: str
     device: str
     dtype: str
+    adapter_dtype: AdapterDtype
     vocab_size: int
     max_model_len: int
     max_num_seqs: int

@@ -2,7 +2,8 @@
 
 Adapter weights lie in pages of R ranks. A page of a group with S slices (q, k, v are the three
 slices of ``qkv``) holds ``a_pages[p]`` [S*R, K], slice by slice, and ``b_pages[p]`` [R, N], the
-slices' columns side by side; slice s of B only ever meets slice s of A.
+slices' columns side by side; slice s of B only ever meets slice s of A. Pages in 8 bits come with
+``scales[p]`` [S*R] float32, by which each rank's part is multiplied.
 """
 
 from __future__ import annotations
@@ -76,22 +77,29 @@ class LoraRouting:
     tiles: tuple[LoraTiles, ...]
 
 
-def shrink(x: Tensor, a_pages: Tensor, routing: LoraRouting) -> tuple[Tensor, ...]:
-    """h = x A^T in float32, for each run and then each batch of tiles.
+def shrink(
+    x: Tensor, a_pages: Tensor, routing: LoraRouting, scales: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """h = x A^T (* scales) in float32, for each run and then each batch of tiles.
 
-    x [T, K], a_pages [P, S*R, K] -> a run's [tokens, n*S*R], tiles' [num_tiles, height, n*S*R],
-    n being the adapter's pages. All of it is float32 whatever the pages are, so that the sum over
-    the ranks is rounded once, when it is added.
+    x [T, K], a_pages [P, S*R, K], scales [P, S*R] float32 for pages in 8 bits -> a run's
+    [tokens, n*S*R], tiles' [num_tiles, height, n*S*R], n being the adapter's pages. All of it is
+    float32 whatever the pages are, so that the sum over the ranks is rounded once, when it is
+    added.
     """
     features = x.shape[1]
     hidden = []
     for run in routing.runs:
         a = run.pages.of(a_pages).view(-1, features).float()
-        hidden.append(torch.mm(run.tokens.of(x).float(), a.t()))
+        h = torch.mm(run.tokens.of(x).float(), a.t())
+        hidden.append(h if scales is None else h.mul_(run.pages.of(scales).view(-1)))
     for tiles in routing.tiles:
         a = tiles.pages.of(a_pages).view(tiles.num_tiles, -1, features).float()
         tile_x = tiles.tile_tokens.of(x).view(tiles.num_tiles, tiles.height, features).float()
-        hidden.append(torch.bmm(tile_x, a.transpose(1, 2)))
+        h = torch.bmm(tile_x, a.transpose(1, 2))
+        if scales is not None:
+            h.mul_(tiles.pages.of(scales).view(tiles.num_tiles, 1, -1))
+        hidden.append(h)
     return tuple(hidden)
 
 

@@ -26,15 +26,17 @@ __all__ = [
 Hidden = tuple[Tensor, ...] | LoraPlanes
 
 
-def shrink(x: Tensor, a_pages: Tensor, routing: LoraRouting | LoraWork) -> Hidden:
-    """h = x A^T in float32 for the routed rows of x [T, K], in a form for ``expand``."""
+def shrink(
+    x: Tensor, a_pages: Tensor, routing: LoraRouting | LoraWork, scales: Tensor | None = None
+) -> Hidden:
+    """h = x A^T (* scales) in float32 for routed rows of x [T, K], in a form for ``expand``."""
     if isinstance(routing, LoraRouting):
-        return lora.shrink(x, a_pages, routing)
+        return lora.shrink(x, a_pages, routing, scales)
     if not uses_kernels(x):
-        return lora.shrink(x, a_pages, as_routing(routing))
+        return lora.shrink(x, a_pages, as_routing(routing), scales)
     from .gpu.lora_shrink import shrink as kernel
 
-    return kernel(x, a_pages, routing)
+    return kernel(x, a_pages, routing, scales)
 
 
 def expand(

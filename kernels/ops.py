@@ -6,7 +6,7 @@ from .dense import VectorRows
 from .fp8 import MULTIPLE as FP8_MULTIPLE
 from .fp8 import Fp8Weight
 from .fp8_ops import quantize_weight
-from .kv_cache import KvCache
+from .kv_cache import FP8, KvCache, quantize_rows
 from .linear import LinearWeight, linear, pack_linear, packs_linear
 from .lora_ops import (
     LoraRouting,
@@ -33,6 +33,7 @@ from .small_ops import (
 )
 
 __all__ = [
+    "FP8",
     "FP8_MULTIPLE",
     "Activation",
     "AttentionMetadata",
@@ -62,6 +63,7 @@ __all__ = [
     "packs_linear",
     "paged_attention",
     "pin_host",
+    "quantize_rows",
     "quantize_weight",
     "report_logprobs",
     "rms_norm",

@@ -18,6 +18,7 @@ from ..kernels import ops
 from .dense import DensePool
 from .errors import AdapterError
 from .footprint import Footprint, Kept
+from .fp8_pages import to_pages
 from .shapes import PAGE_RANK, GroupShape, ModuleShapes
 from .weights import AdapterWeights, GroupWeights
 
@@ -29,8 +30,10 @@ class GroupPool:
     """The pages of one module group.
 
     ``a_layers[l]`` [num_pages, slices*16, K] and ``b_layers[l]`` [num_pages, 16, N] are the views
-    a layer works with. ``page_table`` [num_slots, max_pages] int32, on the host, holds each
-    slot's pages in rank order, then ``NO_PAGE``; ``page_counts`` [num_slots] how many it has.
+    a layer works with, ``scale_layers[l]`` [num_pages, slices*16] float32 what pages in 8 bits are
+    multiplied by (None: they are not). ``page_table`` [num_slots, max_pages] int32, on the host,
+    holds each slot's pages in rank order, then ``NO_PAGE``; ``page_counts`` [num_slots] how many
+    it has.
     """
 
     def __init__(
@@ -50,13 +53,25 @@ class GroupPool:
         size_b = (num_layers, num_pages, PAGE_RANK, shape.out_features)
         self.a = torch.zeros(size_a, dtype=dtype, device=device)
         self.b = torch.zeros(size_b, dtype=dtype, device=device)
+        self.scales: torch.Tensor | None = None
+        if dtype == ops.FP8:
+            self.scales = torch.zeros(size_a[:-1], dtype=torch.float32, device=device)
         self.a_layers = self.a.unbind(0)
         self.b_layers = self.b.unbind(0)
+        self.scale_layers: tuple[torch.Tensor | None, ...] = (None,) * num_layers
+        if self.scales is not None:
+            self.scale_layers = self.scales.unbind(0)
         max_pages = max(1, min(num_pages, MAX_PAGES_PER_ADAPTER))
         self.page_table = np.full((num_slots, max_pages), NO_PAGE, dtype=np.int32)
         self.page_counts = np.zeros(num_slots, dtype=np.int64)
         self._free = set(range(num_pages))
         self._held: dict[int, tuple[int, ...]] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pages, with their scales."""
+        scales = 0 if self.scales is None else self.scales.nbytes
+        return self.a.nbytes + self.b.nbytes + scales
 
     @property
     def num_free(self) -> int:
@@ -79,9 +94,13 @@ class GroupPool:
         self.page_counts[slot] = num_pages
 
     def write(self, slot: int, weights: GroupWeights) -> None:
-        """Copy weights of the bank's dtype into the pages that the slot has."""
+        """Copy weights of the pages' dtype into the pages that the slot has."""
         pages = self.pages(slot)
-        for stored, given in ((self.a, weights.a), (self.b, weights.b)):
+        own = (self.a, self.b, self.scales)
+        for stored, given in zip(own, (weights.a, weights.b, weights.scales), strict=True):
+            assert (stored is None) == (given is None), "both have scales, or neither has"
+            if stored is None or given is None:
+                continue
             if stored.is_cpu:
                 for number, page in enumerate(pages):
                     ops.copy_on_one_core(stored[:, page], given[:, number])
@@ -125,6 +144,7 @@ class AdapterBank:
     ``num_pages`` is the number of pages of each group, or one number for all of them.
     ``num_slots`` is how many adapters can be there at once; None: as many as pages.
     ``dense_bytes`` 0: adapters that bring more than low-rank pairs find no room.
+    ``page_dtype`` None: pages are in ``dtype``, as what is dense; else float8_e4m3fn with scales.
     """
 
     def __init__(
@@ -136,16 +156,21 @@ class AdapterBank:
         device: torch.device | str,
         num_slots: int | None = None,
         dense_bytes: int = 0,
+        page_dtype: torch.dtype | None = None,
     ) -> None:
         counts = {
             name: num_pages if isinstance(num_pages, int) else num_pages.get(name, 0)
             for name in shapes.groups
         }
+        self.shapes = shapes
         self.dtype = dtype
+        self.page_dtype = page_dtype or dtype
         self.device = torch.device(device)
         self.num_slots = max(1, sum(counts.values())) if num_slots is None else num_slots
         self.pools = {
-            name: GroupPool(shape, num_layers, counts[name], self.num_slots, dtype, self.device)
+            name: GroupPool(
+                shape, num_layers, counts[name], self.num_slots, self.page_dtype, self.device
+            )
             for name, shape in shapes.groups.items()
         }
         self.dense: DensePool | None = None
@@ -161,13 +186,13 @@ class AdapterBank:
     @property
     def num_bytes(self) -> int:
         """Bytes of all pages."""
-        return sum(pool.a.nbytes + pool.b.nbytes for pool in self.pools.values())
+        return sum(pool.num_bytes for pool in self.pools.values())
 
     @property
     def num_used_bytes(self) -> int:
         """Bytes of the pages that slots hold."""
         return sum(
-            (pool.a.nbytes + pool.b.nbytes) // pool.num_pages * (pool.num_pages - pool.num_free)
+            pool.num_bytes // pool.num_pages * (pool.num_pages - pool.num_free)
             for pool in self.pools.values()
             if pool.num_pages
         )
@@ -176,9 +201,9 @@ class AdapterBank:
         """Put an adapter in an empty slot, all of it or nothing.
 
         Raises AdapterError when there is too little room, or a value is too large for the bank's
-        dtype.
+        dtypes.
         """
-        weights = weights.as_dtype(self.dtype)
+        weights = to_pages(weights, self.shapes, self.dtype, self.page_dtype)
         self.reserve(slot, weights)
         self.write(slot, weights)
 
@@ -244,7 +269,7 @@ class AdapterBank:
         self._loaded.add(slot)
 
     def write(self, slot: int, weights: AdapterWeights) -> int:
-        """Fill the room of a reserved slot with weights of the bank's dtype; returns their bytes.
+        """Fill the room of a reserved slot with weights of the bank's dtypes; returns their bytes.
 
         Any thread may do this while steps run: a step may read pages between those of its own
         adapters, and leaves what comes of them aside (see ``mapping.MAX_HOLES``).

@@ -2,7 +2,8 @@
 
 It is a safetensors file (https://github.com/huggingface/safetensors#format): a header, then all
 tensors in one span of bytes, which is read as it is into host memory. Tensors are
-``{group}.a`` and ``{group}.b``, ``vectors`` and ``table.{name}``; see ``weights``.
+``{group}.a``, ``{group}.b``, ``{group}.scales`` (of pages in 8 bits), ``vectors`` and
+``table.{name}``; see ``weights``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
     "I64": torch.int64,
 }
 _MAX_HEADER_BYTES = 16 << 20
@@ -66,10 +68,8 @@ class FormattedHeader:
     def weights_in(self, data: Tensor) -> AdapterWeights:
         """The adapter as views of the file's data [num_bytes] uint8."""
         groups = {
-            name.removesuffix(".a"): GroupWeights(
-                part.of(data), self.parts[name.removesuffix("a") + "b"].of(data)
-            )
-            for name, part in self.parts.items()
+            name.removesuffix(".a"): self._group_in(data, name.removesuffix(".a"))
+            for name in self.parts
             if name.endswith(".a")
         }
         tables = {
@@ -87,6 +87,11 @@ class FormattedHeader:
                 tables,
             )
         return AdapterWeights(groups, dense, self.vocab_size)
+
+    def _group_in(self, data: Tensor, name: str) -> GroupWeights:
+        a, b = (self.parts[f"{name}.{half}"].of(data) for half in "ab")
+        scales = self.parts.get(f"{name}.scales")
+        return GroupWeights(a, b, None if scales is None else scales.of(data))
 
     @cached_property
     def shapes(self) -> AdapterWeights:
@@ -122,6 +127,8 @@ def write_formatted(
     tensors: dict[str, Tensor] = {}
     for name, group in weights.groups.items():
         tensors |= {f"{name}.a": group.a.contiguous(), f"{name}.b": group.b.contiguous()}
+        if group.scales is not None:
+            tensors[f"{name}.scales"] = group.scales.contiguous()
     dense = weights.dense or DenseWeights()
     if dense.vectors is not None:
         tensors["vectors"] = dense.vectors.contiguous()

@@ -71,16 +71,17 @@ def _adapted_linear(
 ) -> torch.Tensor:
     """``x @ weight.T + bias``, and on the routed rows ``x @ A.T @ B``."""
     a, b, sizes = pool.a_layers[layer_index], pool.b_layers[layer_index], pool.slice_sizes
+    scales = pool.scale_layers[layer_index]
     if (
         isinstance(weight, torch.Tensor)
         and isinstance(routing, ops.LoraWork)
         and runs_base_last(routing, weight, bias)
     ):
         y = x.new_empty(x.shape[0], sum(sizes))
-        ops.write_expand(ops.shrink(x, a, routing), b, sizes, routing, y)
+        ops.write_expand(ops.shrink(x, a, routing, scales), b, sizes, routing, y)
         return y.addmm_(x, weight.t())
     y, hidden = ops.beside(
-        x.device, lambda: ops.linear(x, weight, bias), lambda: ops.shrink(x, a, routing)
+        x.device, lambda: ops.linear(x, weight, bias), lambda: ops.shrink(x, a, routing, scales)
     )
     ops.expand(hidden, b, sizes, routing, y)
     return y

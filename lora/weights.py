@@ -20,19 +20,28 @@ class GroupWeights:
     """One module group of an adapter in its pages, zero where a slice or a layer has less.
 
     a: [num_layers, num_pages, num_slices * 16, in_features],
-    b: [num_layers, num_pages, 16, out_features] with the scale folded in.
+    b: [num_layers, num_pages, 16, out_features] with the scale folded in,
+    scales: [num_layers, num_pages, num_slices * 16] float32 for pages in 8 bits (``fp8_pages``).
     """
 
     a: Tensor
     b: Tensor
+    scales: Tensor | None = None
 
     @property
     def num_pages(self) -> int:
         """Pages of 16 ranks that this group takes."""
         return self.a.shape[1]
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its pages, with their scales."""
+        scales = 0 if self.scales is None else self.scales.nbytes
+        return self.a.nbytes + self.b.nbytes + scales
+
     def as_dtype(self, name: str, dtype: torch.dtype) -> GroupWeights:
         """The same in another dtype; raises AdapterError where a value is too large for it."""
+        assert self.scales is None, "pages in 8 bits stay as they are"
         return GroupWeights(_as_dtype(name, self.a, dtype), _as_dtype(name, self.b, dtype))
 
 
@@ -92,7 +101,7 @@ class AdapterWeights:
     @property
     def num_bytes(self) -> int:
         """Bytes of all pages and of what is dense."""
-        pages = sum(group.a.nbytes + group.b.nbytes for group in self.groups.values())
+        pages = sum(group.num_bytes for group in self.groups.values())
         return pages + (0 if self.dense is None else self.dense.num_bytes)
 
     def as_dtype(self, dtype: torch.dtype) -> AdapterWeights:

@@ -62,6 +62,13 @@ _OPTIONS = (
     ),
     click.option("--max-loras", type=int, help="Adapters on the device at once.  [default: 256]"),
     click.option(
+        "--adapter-dtype",
+        type=click.Choice(["auto", "fp8"]),
+        default="auto",
+        show_default=True,
+        help="fp8: ranks of adapters in 8 bits with scales, twice the adapters.",
+    ),
+    click.option(
         "--adapter-memory-gb",
         type=float,
         help="Device memory, in GiB, for the ranks of adapters.  [default: by machine]",

@@ -155,7 +155,7 @@ def _candidates(run: Run, group: str, kind: Traffic) -> Iterator[Candidate]:
 
         def step(shrinking: object = shrinking, expanding: object = expanding) -> None:
             for a_pages, b_pages in zip(pool.a_layers, pool.b_layers, strict=True):
-                hidden = shrink(x, a_pages, work, shrinking)  # type: ignore[arg-type]
+                hidden = shrink(x, a_pages, work, plan=shrinking)  # type: ignore[arg-type]
                 expand(hidden, b_pages, pool.slice_sizes, work, y, plan=expanding)  # type: ignore[arg-type]
 
         names = (

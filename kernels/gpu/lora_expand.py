@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..backend import interprets
+from ..kv_cache import FP8
 from ..lora_work import LoraPlanes, LoraWork
 from .lora_planes import split_items
 from .lora_plans import ExpandPlan, expand_plan
@@ -92,6 +94,16 @@ def expand_kernel(
         tl.store(y_block, total.to(y.dtype.element_ty), is_row & is_column)
 
 
+def dot_dtype(page_dtype: torch.dtype, dtype: torch.dtype) -> tl.dtype:
+    """In which hidden meets pages of ``page_dtype`` for a y of ``dtype``.
+
+    Pages in 8 bits fill their range, so what meets them is small: float16 would lose it.
+    """
+    if page_dtype == FP8 and dtype == torch.float16:
+        return tl.bfloat16
+    return DOT_DTYPES[dtype]
+
+
 def expand(
     hidden: LoraPlanes,
     b_pages: Tensor,
@@ -134,7 +146,7 @@ def expand(
         MAX_SPLITS=hidden.max_splits,
         BLOCK_S=triton.next_power_of_2(hidden.max_splits),
         ADD=add,
-        DOT_DTYPE=tl.float32 if interprets() else DOT_DTYPES[b_pages.dtype],
+        DOT_DTYPE=tl.float32 if interprets() else dot_dtype(b_pages.dtype, y.dtype),
         num_warps=plan.num_warps,
         num_stages=plan.num_stages,
     )

@@ -24,6 +24,7 @@ def shrink_kernel(
     planes,
     x,
     a_pages,
+    scales,
     tokens,
     tile_starts,
     tile_counts,
@@ -39,6 +40,7 @@ def shrink_kernel(
     BLOCK_K: tl.constexpr,
     PROGRAMS: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
     DOT_DTYPE: tl.constexpr,
 ):
     """Program i adds up split i % splits of item i // splits, into plane i."""
@@ -64,24 +66,31 @@ def shrink_kernel(
             a_block = tl.load(a_columns + k[:, None], is_column & (k < K)[:, None], other=0.0)
             x_block, a_block = x_block.to(DOT_DTYPE), a_block.to(DOT_DTYPE)
             hidden = tl.dot(x_block, a_block, hidden, input_precision="ieee")
+        if HAS_SCALES:
+            hidden *= tl.load(scales + page * COLUMNS + columns[None, :], is_column, other=0.0)
         plane = planes + program.to(tl.int64) * (ROWS * COLUMNS)
         cells = rows[:, None] * COLUMNS + columns[None, :]
         tl.store(plane + cells, hidden, is_row & is_column)
 
 
 def shrink(
-    x: Tensor, a_pages: Tensor, work: LoraWork, plan: ShrinkPlan | None = None
+    x: Tensor,
+    a_pages: Tensor,
+    work: LoraWork,
+    scales: Tensor | None = None,
+    plan: ShrinkPlan | None = None,
 ) -> LoraPlanes:
-    """h = x A^T in float32, as partial sums for ``expand``.
+    """h = x A^T (* scales) in float32, as partial sums for ``expand``.
 
-    x [T, K], a_pages [P, S*16, K] -> planes [programs, tile_rows, S*16]. Only rows of tiles that
-    have tokens are written, and read again.
+    x [T, K], a_pages [P, S*16, K], scales [P, S*16] float32 for pages in 8 bits -> planes
+    [programs, tile_rows, S*16]. Only rows of tiles that have tokens are written, and read again.
     """
     _, columns, features = a_pages.shape
     assert x.shape[1] == features
     assert x.stride(1) == 1
     assert a_pages.is_contiguous()
-    plan = plan or shrink_plan(work.tile_rows, columns, features, a_pages.element_size())
+    assert scales is None or scales.is_contiguous()
+    plan = plan or shrink_plan(work.tile_rows, columns, features, x.element_size())
     num_programs = max(work.max_items, plan.programs)
     shape = (num_programs, work.tile_rows, columns)
     planes = torch.empty(shape, dtype=torch.float32, device=x.device)
@@ -89,6 +98,7 @@ def shrink(
         planes,
         x,
         a_pages,
+        planes if scales is None else scales,
         work.tokens,
         work.tile_starts,
         work.tile_counts,
@@ -104,7 +114,8 @@ def shrink(
         BLOCK_K=plan.block_k,
         PROGRAMS=plan.programs,
         MAX_SPLITS=plan.max_splits,
-        DOT_DTYPE=tl.float32 if interprets() else DOT_DTYPES[a_pages.dtype],
+        HAS_SCALES=scales is not None,
+        DOT_DTYPE=tl.float32 if interprets() else DOT_DTYPES[x.dtype],
         num_warps=plan.num_warps,
         num_stages=plan.num_stages,
     )

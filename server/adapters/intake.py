@@ -16,6 +16,7 @@ from ...engine.adapter_format import (
     directory_signature,
     formatted_path,
 )
+from ...engine.config import AdapterDtype
 from ...lora.adapter import digest_adapter
 from ...lora.errors import AdapterError
 from .fetch import fetch
@@ -34,7 +35,7 @@ IsKnown = Callable[[str, str | None], bool]
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """What adapters are formatted for; ``dtype`` and ``vocab_size`` as ``EngineInfo`` has them.
+    """What adapters are formatted for; dtypes and ``vocab_size`` as ``EngineInfo`` has them.
 
     ``max_device_bytes`` is what the pages of all adapters may take.
     """
@@ -43,6 +44,7 @@ class BaseModel:
     dtype: str
     vocab_size: int
     max_device_bytes: int | None = None
+    adapter_dtype: AdapterDtype = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class AdapterIntake:
             str(directory),
             str(target),
             self.base.max_device_bytes,
+            self.base.adapter_dtype,
         )
         seconds = FORMAT_SECONDS + sum(file.size for file in before) / FORMAT_BYTES_PER_SECOND
         facts = await self.loader.format(job, seconds)
@@ -126,7 +129,8 @@ class AdapterIntake:
 
     async def check(self, file: Path) -> AdapterFacts:
         """What a formatted file holds; raises AdapterError unless it is whole and for this base."""
-        job = CheckJob(str(file), self.base.directory, self.base.dtype)
+        base = self.base
+        job = CheckJob(str(file), base.directory, base.dtype, base.adapter_dtype)
         return await self.loader.format(job, FORMAT_SECONDS)
 
     async def read_text(self, directory: Path) -> AdapterText | None:

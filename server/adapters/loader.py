@@ -20,7 +20,10 @@ from ..workers.pool import (
 
 FUNCTION = "branchline.engine.adapter_format:run_job"
 # What the function needs, and takes seconds to import.
-MODULES = ("torch", "branchline.lora.loader", "branchline.lora.formatted")
+MODULES = (
+    *("torch", "branchline.lora.loader", "branchline.lora.formatted"),
+    "branchline.lora.fp8_pages",
+)
 
 # The engine and the server come first.
 NICENESS = 10

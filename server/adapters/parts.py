@@ -38,7 +38,7 @@ def build_manager(
     info = supervisor.info
     live = LiveRegistry(catalog, EngineAdapters(supervisor, parts.state.formatted), parts.state)
     most = supervisor.stats.max_adapter_device_bytes or None
-    base = BaseModel(catalog.base.root, info.dtype, info.vocab_size, most)
+    base = BaseModel(catalog.base.root, info.dtype, info.vocab_size, most, info.adapter_dtype)
     intake = AdapterIntake(base, parts.loader, parts.texts, policy, metrics.adapters)
     manager = AdapterManager(live, intake, max_older)
     supervisor.on_start(manager.restart)

@@ -16,6 +16,7 @@ from branchline.kernels import ops
 from branchline.kernels.gpu.lora_expand import expand
 from branchline.kernels.gpu.lora_shrink import shrink
 from branchline.lora.bank import AdapterBank
+from branchline.lora.fp8_pages import to_pages
 from branchline.lora.layers import StepLora, project
 from branchline.lora.mapping import build_mapping
 from branchline.lora.shapes import GroupShape, ModuleShapes
@@ -41,21 +42,26 @@ class House:
 
 
 def make_house(
-    ranks: Sequence[int | dict[str, int]], device: torch.device, dtype: torch.dtype
+    ranks: Sequence[int | dict[str, int]],
+    device: torch.device,
+    dtype: torch.dtype,
+    page_dtype: torch.dtype | None = None,
 ) -> House:
     generator = torch.Generator().manual_seed(5)
-    bank = AdapterBank(SHAPES, 1, 2 * len(ranks) + 40, dtype, device, num_slots=len(ranks) + 2)
+    bank = AdapterBank(
+        *(SHAPES, 1, 2 * len(ranks) + 40, dtype, device),
+        num_slots=len(ranks) + 2,
+        page_dtype=page_dtype,
+    )
     for pool in bank.pools.values():
-        pool.a.fill_(torch.nan)
-        pool.b.fill_(torch.nan)
+        for tensor in (pool.a, pool.b, pool.scales):
+            if tensor is not None:
+                tensor.fill_(torch.nan)
     deltas: dict[int, dict[str, Tensor]] = {}
     for slot, rank in enumerate(ranks):
         by_group = rank if isinstance(rank, dict) else dict.fromkeys(GROUPS, rank)
         weights = random_weights(SHAPES, by_group, generator)
-        rounded = {
-            name: replace(group, a=group.a.to(dtype), b=group.b.to(dtype))
-            for name, group in weights.groups.items()
-        }
+        rounded = to_pages(weights, SHAPES, dtype, bank.page_dtype).groups
         bank.load(slot, replace(weights, groups=rounded))
         deltas[slot] = {
             name: dense_delta(group, 0, GROUPS[name].slice_sizes) for name, group in rounded.items()
@@ -97,7 +103,7 @@ def run(
     with pytest.MonkeyPatch.context() as patch:
         poisoned = Mock(side_effect=lambda *a, **k: torch.full(*a, fill_value=torch.nan, **k))
         patch.setattr(torch, "empty", poisoned)
-        hidden = shrink(x, pool.a_layers[0], work)
+        hidden = shrink(x, pool.a_layers[0], work, pool.scale_layers[0])
     assert poisoned.called
     y = y.clone()
     expand(hidden, pool.b_layers[0], pool.slice_sizes, work, y, add)
@@ -131,6 +137,33 @@ def test_mixed_ranks_and_base_rows(house: House, group: str) -> None:
 def test_half_precision(group: str, dtype: torch.dtype, device: torch.device) -> None:
     house = make_house([16, 40], device, dtype)
     check(house, [(1, 2), (None, 1), (0, 2)], group)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("group", GROUPS)
+def test_pages_in_8_bits(group: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Each page has its own scales, and each of its slices; ranks fill pages in part."""
+    house = make_house([16, 40, 1], device, dtype, ops.FP8)
+    scales = house.bank.pools[group].scales
+    assert scales is not None
+    scales[:, house.bank.pools[group].pages(0)[0]] *= 3
+    house.deltas[0][group] *= 3
+    check(house, [(1, 2), (None, 1), (0, 20), (2, 1)], group)
+
+
+def test_projections_with_pages_in_8_bits(device: torch.device) -> None:
+    """Through the layer: long steps, whose base GEMM runs last, and short ones."""
+    house = make_house([16, 40], device, torch.float32, ops.FP8)
+    generator = torch.Generator().manual_seed(8)
+    weight = torch.randn(33, 16, generator=generator).to(device)
+    for segments in ([(1, 200), (None, 30), (0, 40)], [(1, 2), (None, 1), (0, 1)]):
+        x = torch.randn(len(rows_of(segments)), 16, generator=generator).to(device)
+        mapping = build_mapping([s for s, _ in segments], [n for _, n in segments], house.bank)
+        assert mapping is not None
+        got = project(x, weight, None, 0, "o", StepLora(house.bank, mapping))
+        base = (x.double() @ weight.double().t()).cpu()
+        expected = expected_of(house, segments, "o", x, base)
+        torch.testing.assert_close(got.cpu().double(), expected, atol=3e-5, rtol=3e-5)
 
 
 def test_one_adapter_on_64_rows(house: House) -> None:

@@ -30,17 +30,22 @@ GROUPS = {
     "down": (14336, (4096,)),
 }
 DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}
+FP8 = "fp8e4nv"
 WORK = ("tokens", "tile_starts", "tile_counts", "tile_items", "item_pages")
 COMMON = {**dict.fromkeys(WORK, "*i32"), "max_tiles": "i32", "planes": "*fp32"}
 
 
 @cache
-def compile_shrink(plan: ShrinkPlan, rows: int, group: str, dtype: str) -> Compiled:
+def compile_shrink(
+    plan: ShrinkPlan, rows: int, group: str, dtype: str, pages: str = ""
+) -> Compiled:
+    """``pages``: what they are in, unless it is ``dtype``."""
     features, sizes = GROUPS[group]
     signature = {
         **COMMON,
         "x": f"*{dtype}",
-        "a_pages": f"*{dtype}",
+        "a_pages": f"*{pages or dtype}",
+        "scales": "*fp32",
         "item_tiles": "*i32",
         "x_stride": "i32",
     }
@@ -53,6 +58,7 @@ def compile_shrink(plan: ShrinkPlan, rows: int, group: str, dtype: str) -> Compi
         "BLOCK_K": plan.block_k,
         "PROGRAMS": plan.programs,
         "MAX_SPLITS": plan.max_splits,
+        "HAS_SCALES": bool(pages),
         "DOT_DTYPE": DTYPES[dtype],
     }
     return compile_kernel(
@@ -61,13 +67,19 @@ def compile_shrink(plan: ShrinkPlan, rows: int, group: str, dtype: str) -> Compi
 
 
 def compile_expand(
-    plan: ExpandPlan, shrink: ShrinkPlan, rows: int, group: str, dtype: str, add: bool
+    plan: ExpandPlan,
+    shrink: ShrinkPlan,
+    rows: int,
+    group: str,
+    dtype: str,
+    add: bool,
+    pages: str = "",
 ) -> Compiled:
     features, sizes = GROUPS[group]
     signature = {
         **COMMON,
         "y": f"*{dtype}",
-        "b_pages": f"*{dtype}",
+        "b_pages": f"*{pages or dtype}",
         "y_stride": "i32",
     }
     constants = {
@@ -81,20 +93,22 @@ def compile_expand(
         "MAX_SPLITS": shrink.max_splits,
         "BLOCK_S": triton.next_power_of_2(shrink.max_splits),
         "ADD": add,
-        "DOT_DTYPE": DTYPES[dtype],
+        "DOT_DTYPE": tl.bfloat16 if pages == FP8 and dtype == "fp16" else DTYPES[dtype],
     }
     return compile_kernel(
         expand_kernel, signature, constants, plan.num_warps, plan.num_stages, {"y_stride"}
     )
 
 
-def compile_both(rows: int, max_tiles: int, group: str, dtype: str) -> tuple[Compiled, Compiled]:
+def compile_both(
+    rows: int, max_tiles: int, group: str, dtype: str, pages: str = ""
+) -> tuple[Compiled, Compiled]:
     features, sizes = GROUPS[group]
     shrink = shrink_plan(rows, 16 * len(sizes), features, 4 if dtype == "fp32" else 2)
     expand = expand_plan(rows, max_tiles, sum(sizes))
     return (
-        compile_shrink(shrink, rows, group, dtype),
-        compile_expand(expand, shrink, rows, group, dtype, add=rows == 16),
+        compile_shrink(shrink, rows, group, dtype, pages),
+        compile_expand(expand, shrink, rows, group, dtype, rows == 16, pages),
     )
 
 
@@ -108,6 +122,23 @@ def test_plans(rows: int, max_tiles: int, group: str, dtype: str) -> None:
     for compiled in (shrink, expand):
         assert "cp.async.cg" in compiled.ptx, "loads go through shared memory, 16 bytes each"
         assert "st.local" not in compiled.ptx, "no register spills"
+    product = "fma.rn.f32" if dtype == "fp32" else "mma.sync"
+    assert product in expand.ptx
+    assert ("wgmma" if rows == 64 and dtype != "fp32" else product) in shrink.ptx
+    assert 2 * shrink.shared_bytes <= 227 * 1024, "two programs a multiprocessor"
+
+
+@pytest.mark.parametrize(
+    ("group", "dtype"), [*((group, "bf16") for group in GROUPS), ("qkv", "fp16"), ("qkv", "fp32")]
+)
+@pytest.mark.parametrize(("rows", "max_tiles"), [(16, 4), (16, 64), (64, 128)])
+def test_pages_in_8_bits(rows: int, max_tiles: int, group: str, dtype: str) -> None:
+    """They are loaded as bytes and become what the rows are on their way to the product."""
+    shrink, expand = compile_both(rows, max_tiles, group, dtype, FP8)
+    for compiled in (shrink, expand):
+        assert "cvt.rn.f16x2.e4m3x2" in compiled.ptx
+        assert "st.local" not in compiled.ptx, "no register spills"
+    assert "cp.async.cg" in shrink.ptx
     product = "fma.rn.f32" if dtype == "fp32" else "mma.sync"
     assert product in expand.ptx
     assert ("wgmma" if rows == 64 and dtype != "fp32" else product) in shrink.ptx

@@ -39,6 +39,7 @@ def engine_info(vocab_size: int = 260, max_model_len: int = 512) -> EngineInfo:
         architecture="LlamaForCausalLM",
         device="cpu",
         dtype="float32",
+        adapter_dtype="auto",
         vocab_size=vocab_size,
         max_model_len=max_model_len,
         max_num_seqs=256,

@@ -37,7 +37,10 @@ def _random_group(
 
 def dense_delta(group: GroupWeights, layer: int, slice_sizes: Sequence[int]) -> Tensor:
     """B A of one layer in float64, [out_features, in_features]."""
-    a = group.a[layer].double().unflatten(1, (len(slice_sizes), 16)).transpose(0, 1).flatten(1, 2)
+    wide = group.a[layer].double()
+    if group.scales is not None:
+        wide *= group.scales[layer].double().unsqueeze(-1)
+    a = wide.unflatten(1, (len(slice_sizes), 16)).transpose(0, 1).flatten(1, 2)
     b = group.b[layer].double().flatten(0, 1)
     columns = b.split(list(slice_sizes), dim=1)
     return torch.cat([column.t() @ a[index] for index, column in enumerate(columns)])
