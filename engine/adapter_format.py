@@ -134,11 +134,7 @@ def format_adapter(job: FormatJob) -> AdapterFacts:
     )
     if directory_signature(job.directory) != before:
         raise AdapterError("path", "the adapter's files changed while they were read")
-    about = {
-        "digest": digest,
-        "base": _fingerprint(job),
-        "facts": json.dumps(asdict(facts)),
-    }
+    about = {"digest": digest, "base": _fingerprint(job), "facts": json.dumps(asdict(facts))}
     path = formatted_path(job.target, digest)
     write_formatted(path, weights, tokens, about)
     return _with_size(facts, path)

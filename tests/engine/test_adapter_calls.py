@@ -16,6 +16,7 @@ from branchline.engine.errors import RequestError
 from branchline.lora.bank import AdapterBank
 from branchline.lora.errors import AdapterError
 from branchline.lora.formatted import write_formatted
+from branchline.lora.fp8_pages import to_pages
 from branchline.lora.host_adapters import HostAdapters
 from branchline.lora.slots import AdapterSlots
 from branchline.tests.support.lora_reference import random_weights
@@ -280,6 +281,10 @@ def test_pages_of_another_base_are_refused(room: Room, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="pages of another base model or dtype"):
         room.adapters.add("half", str(tmp_path / "half"))
     assert "half" not in room.adapters.traits
+    in_8_bits = to_pages(weights, SHAPES, torch.float32, torch.float8_e4m3fn)
+    write_formatted(tmp_path / "fp8", in_8_bits, None, {})
+    with pytest.raises(AdapterError, match="pages of another base model or dtype"):
+        room.adapters.add("fp8", str(tmp_path / "fp8"))
 
 
 def test_reports_of_all(room: Room) -> None:

@@ -63,6 +63,22 @@ def test_a_file_for_another_dtype_or_base_is_not_taken(model, adapter, tmp_path)
         check_formatted(path, str(other), "float32")
 
 
+def test_pages_in_8_bits_are_for_who_wants_them(model, adapter):
+    """Files of either kind are made again for an engine of the other."""
+    plain = format_adapter(job(model, adapter))
+    path = formatted_path(adapter.parent / "out", plain.digest)
+    with pytest.raises(AdapterError, match="for another base model, dtype or version"):
+        check_formatted(path, str(model), "float32", "fp8")
+    facts = format_adapter(job(model, adapter, adapter_dtype="fp8"))
+    assert facts.digest == plain.digest
+    assert facts.device_bytes == read_header(path).shapes.num_bytes
+    assert 0.25 < facts.device_bytes / plain.device_bytes < 0.28
+    assert facts.file_bytes < 0.3 * plain.file_bytes
+    assert check_formatted(path, str(model), "float32", "fp8") == facts
+    with pytest.raises(AdapterError, match="for another base model, dtype or version"):
+        check_formatted(path, str(model), "float32")
+
+
 def test_an_adapter_that_changes_nothing_is_refused(model, adapter):
     """As PEFT would write the base's own embedding beside nothing: it would be an empty file."""
     fields = json.loads((adapter / "adapter_config.json").read_text())

@@ -50,6 +50,19 @@ def test_what_is_stated_is_taken_as_it_is() -> None:
         adapter_budget(EngineConfig(model="m", adapter_memory_gb=81), LLAMA, torch.bfloat16, GPU)
 
 
+def test_pages_in_8_bits_are_nearly_twice_as_many() -> None:
+    config = EngineConfig(model="m", adapter_memory_gb=20, adapter_dtype="fp8")
+    budget = adapter_budget(config, LLAMA, torch.bfloat16, GPU)
+    assert budget.page_dtype == torch.float8_e4m3fn
+    scales = 32 * 16 * 4 * (3 + 1 + 2 + 1)
+    assert budget.num_pages == 20 * GIB // (PAGE_BYTES // 2 + scales)
+    plain = adapter_budget(
+        EngineConfig(model="m", adapter_memory_gb=20), LLAMA, torch.bfloat16, GPU
+    )
+    assert plain.page_dtype == torch.bfloat16
+    assert 1.9 < budget.num_pages / plain.num_pages < 2
+
+
 def test_pages_have_an_end_however_small_the_model() -> None:
     shapes = ModuleShapes.for_decoder(
         num_layers=1, hidden_size=8, intermediate_size=8, num_heads=2, num_kv_heads=1, head_dim=4

@@ -94,6 +94,7 @@ def test_host_memory_that_can_t_be_had_is_refused_at_the_start(kv_offload_gb, er
         ("dtype", "int8"),
         ("device", "tpu"),
         ("kv_cache_dtype", "int8"),
+        ("adapter_dtype", "bfloat16"),
         ("quantization", "awq"),
         ("quantization", "auto"),
         ("scheduling_policy", "lifo"),

@@ -153,6 +153,7 @@ def test_the_start_says_how_far_it_is_and_what_there_is_room_for(tmp_path: Path)
     [
         ({"quantization": "fp8"}, r"quantization: fp8 needs compute capability 8\.9.*has 8\.0$"),
         ({"kv_cache_dtype": "fp8"}, r"kv_cache_dtype: fp8 needs compute capability 8\.9"),
+        ({"adapter_dtype": "fp8"}, r"adapter_dtype: fp8 needs compute capability 8\.9"),
     ],
 )
 def test_a_gpu_without_float8_is_refused(

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from branchline.kernels import ops
 from branchline.lora import formatted
 from branchline.lora.errors import AdapterError
 from branchline.lora.formatted import read_header, write_formatted
+from branchline.lora.fp8_pages import to_pages
 from branchline.lora.weights import AdapterWeights, DenseWeights
 from branchline.tests.support.lora_reference import random_weights
 from branchline.tests.support.residency_house import SHAPES
@@ -53,6 +55,23 @@ def test_what_is_read_is_what_was_written(dtype: torch.dtype, tmp_path: Path) ->
     assert (got.vocab_size, header.invocation_tokens, header.about) == (13, (5, 6), {"base": "b"})
     assert header.shapes.num_bytes == weights.num_bytes
     assert header.shapes.num_pages == {"qkv": 2, "down": 1}
+
+
+def test_pages_in_8_bits_and_their_scales(tmp_path: Path) -> None:
+    """In the file they take as much as on the device, and lie where views of them can be had."""
+    weights = to_pages(sample(torch.float32), SHAPES, torch.bfloat16, ops.FP8)
+    write_formatted(tmp_path / "x", weights, None, {})
+    header = read_header(tmp_path / "x")
+    assert header.num_bytes == weights.num_bytes == header.shapes.num_bytes
+    data = torch.empty(header.num_bytes, dtype=torch.uint8)
+    header.read_into(data)
+    for name, group in header.weights_in(data).groups.items():
+        expected = weights.groups[name]
+        for ours, theirs in ((group.a, expected.a), (group.b, expected.b)):
+            assert ours.dtype == ops.FP8
+            assert torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
+        assert group.scales is not None
+        assert torch.equal(group.scales, expected.scales)
 
 
 def test_a_plain_adapter_has_nothing_dense(tmp_path: Path) -> None:

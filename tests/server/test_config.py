@@ -81,6 +81,8 @@ def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--enforce-eager",), "enforce_eager", True),
         ((), "kv_cache_dtype", "auto"),
         (("--kv-cache-dtype", "fp8"), "kv_cache_dtype", "fp8"),
+        ((), "adapter_dtype", "auto"),
+        (("--adapter-dtype", "fp8"), "adapter_dtype", "fp8"),
         ((), "quantization", None),
         (("--quantization", "fp8"), "quantization", "fp8"),
         ((), "max_queued_requests", 2048),
@@ -171,6 +173,7 @@ def test_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (("m", "--gpu-memory-utilization", "2"), ("--gpu-memory-utilization", "at most 1")),
         (("m", "--dtype", "int3"), ("--dtype", "bfloat16")),
         (("m", "--kv-cache-dtype", "int8"), ("--kv-cache-dtype", "auto", "fp8")),
+        (("m", "--adapter-dtype", "bfloat16"), ("--adapter-dtype", "auto", "fp8")),
         (("m", "--quantization", "awq"), ("--quantization", "fp8")),
         (("m", "--lora", "x"), ("--lora", "NAME=PATH")),
         (("m", "--lora", "=x"), ("--lora", "NAME=PATH")),
@@ -211,12 +214,13 @@ def test_a_file_gives_defaults_that_flags_override(
     file.write_text(
         "model: m\nmax-num-seqs: 7\nblock_size: 32\nrestart-engine: true\n"
         "lora: {a: '1', b: '2'}\nserved-model-name: base\nkv-cache-gb: 2\n"
-        "quantization: fp8\nkv-cache-dtype: fp8\nenforce-eager: true\n"
+        "quantization: fp8\nkv-cache-dtype: fp8\nadapter-dtype: fp8\nenforce-eager: true\n"
     )
     config = parse(monkeypatch, "--config", str(file), "--block-size", "8")
     assert (config.engine.model, config.engine.max_num_seqs) == ("m", 7)
     assert config.engine.block_size == 8
     assert (config.engine.quantization, config.engine.kv_cache_dtype) == ("fp8", "fp8")
+    assert config.engine.adapter_dtype == "fp8"
     assert config.engine.enforce_eager
     assert config.restart_engine
     assert config.adapters == (AdapterSpec("a", "1"), AdapterSpec("b", "2"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from branchline.engine.adapter_format import FormatJob, format_adapter, formatted_path
 from branchline.engine.batch import build_batch
+from branchline.engine.config import AdapterDtype
 from branchline.engine.intake import NEVER
 from branchline.engine.models.config import ModelConfig
 from branchline.engine.models.decoder import Decoder
@@ -24,6 +25,7 @@ from branchline.engine.weights import load_decoder
 from branchline.lora.activation import find_activation
 from branchline.lora.bank import AdapterBank
 from branchline.lora.formatted import read_header
+from branchline.lora.fp8_pages import choose_page_dtype
 from branchline.lora.weights import AdapterWeights
 
 BLOCK_SIZE = 4
@@ -57,6 +59,7 @@ def start_engine(
     scratch: Path,
     dtype: str = "float32",
     max_model_len: int | None = None,
+    adapter_dtype: AdapterDtype = "auto",
 ) -> Engine:
     """Format the adapters and load them, over device memory that is full of NaN."""
     config = ModelConfig.from_directory(model)
@@ -67,7 +70,8 @@ def start_engine(
     invocations: dict[str, tuple[int, ...]] = {}
     for name, path in adapters.items():
         try:
-            facts = format_adapter(FormatJob(str(model), dtype, str(path), str(scratch)))
+            job = FormatJob(str(model), dtype, str(path), str(scratch), adapter_dtype=adapter_dtype)
+            facts = format_adapter(job)
         except Exception as error:
             errors[name] = error
             continue
@@ -83,12 +87,17 @@ def start_engine(
         for group in shapes.groups
     }
     num_slots = len(weights) + 1
-    bank = AdapterBank(shapes, config.num_layers, pages, torch_dtype, "cpu", num_slots, DENSE_BYTES)
+    page_dtype = choose_page_dtype(adapter_dtype, torch_dtype)
+    bank = AdapterBank(
+        *(shapes, config.num_layers, pages, torch_dtype, "cpu", num_slots, DENSE_BYTES),
+        page_dtype=page_dtype,
+    )
     assert bank.dense is not None
     bank.dense._arena.fill_(255)
     for pool in bank.pools.values():
-        pool.a.fill_(torch.nan)
-        pool.b.fill_(torch.nan)
+        for tensor in (pool.a, pool.b, pool.scales):
+            if tensor is not None:
+                tensor.fill_(torch.nan)
     slots = {name: slot for slot, name in enumerate(weights)}
     for name, slot in slots.items():
         bank.load(slot, weights[name])

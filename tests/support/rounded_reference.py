@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from oracle import Reference
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 E4M3_STEPS = 8
@@ -19,6 +22,18 @@ def round_linears(reference: Reference) -> None:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and ".layers." in name and "lora_" not in name:
                 module.forward = _rounded_forward(module)
+
+
+def rounded_adapter(path: Path, out: Path) -> Path:
+    """A copy of an adapter with A's rows and B's columns rounded, each rank by its own largest."""
+    shutil.copytree(path, out)
+    file = out / "adapter_model.safetensors"
+    tensors = {
+        name: rounded(half) if ".lora_A." in name else rounded(half.t()).t().contiguous()
+        for name, half in load_file(file).items()
+    }
+    save_file(tensors, file, {"format": "pt"})
+    return out
 
 
 def _rounded_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
