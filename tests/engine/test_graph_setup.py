@@ -67,9 +67,10 @@ def test_capturing_tells_how_far_it_is_every_so_often(served, monkeypatch):
     assert told == [*(f"capturing graphs {number}/6" for number in numbers), "checking graphs"]
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
-def test_the_check_leaves_no_trace(served, kv_cache_dtype):
-    loop = start(served, kv_cache_dtype=kv_cache_dtype)
+@pytest.mark.parametrize(("kv_cache_dtype", "adapter_dtype"), [("auto", "auto"), ("fp8", "fp8")])
+def test_the_check_leaves_no_trace(served, kv_cache_dtype, adapter_dtype):
+    """The trial adapter is kept as all are."""
+    loop = start(served, kv_cache_dtype=kv_cache_dtype, adapter_dtype=adapter_dtype)
     bank, pool = loop.adapters.bank, loop._runner.kv_pool
     loaded = bank.loaded_slots
     open_graphs(EngineConfig(model="m"), loop._runner, bank, 3, recorder=RerunRecorder())

@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from reference_decoding import decode_greedily
 from skill.data import SKILLS
 from skill.evaluate import ADAPTER_SKILLS, model_with
 from skill.golden import MAX_NEW_TOKENS, MIN_MARGIN, NUM_PROMPTS
 from skill.models import load_base
 from skill.tokenizer import GENERATION_PROMPT, load_tokenizer
+
+from branchline import LLM, SamplingParams
+from branchline.engine.models.config import ModelConfig
+from branchline.engine.module_shapes import module_shapes
+from branchline.lora.adapter import AdapterConfig
+from branchline.lora.fp8_pages import to_pages
+from branchline.lora.loader import load_adapter
+from branchline.tests.support.lora_reference import dense_delta
 
 NEAR_TIE = 1e-3
 GoldenFile = Callable[[str], list[dict[str, Any]]]
@@ -54,6 +63,51 @@ def test_transformers_and_peft_agree(
             decoded = decode_greedily(model, answer["prompt_token_ids"], MAX_NEW_TOKENS, stops)
             assert decoded.token_ids == answer["token_ids"]
             assert min(decoded.margins) == pytest.approx(answer["min_margin"], abs=1e-2)
+
+
+def test_adapters_in_8_bits_give_the_same_answers(golden_file: GoldenFile, examples: Path) -> None:
+    """The activated one and the base's among them."""
+    golden, skill = golden_file("skill"), examples / "skill"
+    names = [name for name in ADAPTER_SKILLS if name is not None]
+    llm = LLM(
+        skill / "model",
+        {name: skill / "adapters" / name for name in names},
+        adapter_dtype="fp8",
+        dtype="float32",
+        device="cpu",
+        kv_cache_gb=0.1,
+        num_threads=1,
+    )
+    outputs = llm.chat(
+        [answer["messages"] for answer in golden],
+        SamplingParams(temperature=0, max_tokens=MAX_NEW_TOKENS),
+        adapter=[answer["adapter"] for answer in golden],
+        use_tqdm=False,
+    )
+    assert [o.outputs[0].text for o in outputs] == [answer["text"] for answer in golden]
+
+
+@pytest.mark.parametrize("adapter", sorted(ADAPTER_SKILLS.keys() - {None}))
+def test_trained_deltas_in_8_bits(adapter: str, examples: Path) -> None:
+    """On average over the linears; docs/serving.md has these figures."""
+    skill = examples / "skill"
+    shapes = module_shapes(ModelConfig.from_directory(skill / "model"))
+    path = skill / "adapters" / adapter
+    exact = load_adapter(path, AdapterConfig.from_directory(path), shapes)
+    rounded = to_pages(exact, shapes, torch.float32, torch.float8_e4m3fn)
+    errors = []
+    for name, group in exact.groups.items():
+        sizes = shapes.groups[name].slice_sizes
+        for layer in range(shapes.num_layers):
+            ours, theirs = (
+                dense_delta(weights, layer, sizes).split(sizes)
+                for weights in (rounded.groups[name], group)
+            )
+            for got, expected in zip(ours, theirs, strict=True):
+                if expected.any():
+                    errors.append(float((got - expected).norm() / expected.norm()))
+    assert 0.020 < sum(errors) / len(errors) < 0.030
+    assert max(errors) < 0.04
 
 
 def test_adapters_hold_no_path_and_the_activated_one_its_tokens(examples: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from adapter_kinds import KINDS
 from engine_run import check_generations, generate_all
 from oracle import Reference, check_generation
+from rounded_reference import rounded_adapter
 from tiny_adapters import make_adapter
 from tiny_models import make_tiny_model
 
@@ -109,3 +110,13 @@ def test_keys_and_values_in_8_bits(served: Served, device: torch.device) -> None
             margin=0.1,
             max_near_tie_share=0.5,
         )
+
+
+@pytest.mark.parametrize("served", ["llama31"], indirect=True)
+def test_adapters_in_8_bits(served: Served, device: torch.device, tmp_path: Path) -> None:
+    plain = {name: served.adapters[name] for name in ("rank 8", "rank 20")}
+    loop = start(replace(served, adapters=plain), device, adapter_dtype="fp8")
+    generations = [r for r in requests(served) if r.adapter is None or r.adapter in plain]
+    rounded = {name: rounded_adapter(path, tmp_path / name) for name, path in plain.items()}
+    reference = Reference(served.model, rounded)
+    check_generations(reference, generations, generate_all(loop, generations))
