@@ -166,16 +166,18 @@ def test_projections_with_pages_in_8_bits(device: torch.device) -> None:
         torch.testing.assert_close(got.cpu().double(), expected, atol=3e-5, rtol=3e-5)
 
 
-def test_one_adapter_on_64_rows(house: House) -> None:
-    """Four tiles, which read one page."""
-    work = work_of(house, [(0, 64)])["qkv"]
-    assert work.tile_counts.tolist() == [16, 16, 16, 16]
-    check(house, [(0, 64)], "qkv")
+@pytest.mark.parametrize("num_rows", [64, 512])
+def test_one_adapter_on_all_rows(house: House, num_rows: int) -> None:
+    """In low tiles, and from 256 rows on in high ones."""
+    work = work_of(house, [(0, num_rows)])["qkv"]
+    assert (work.tile_counts > 0).sum() == num_rows // work.tile_rows
+    check(house, [(0, num_rows)], "qkv")
 
 
-def test_64_adapters_on_64_rows(device: torch.device) -> None:
-    house = make_house([1 + i % 17 for i in range(64)], device, torch.float32)
-    order = random.Random(1).sample(range(64), 64)
+@pytest.mark.parametrize("num_rows", [64, 512])
+def test_an_adapter_on_each_row(num_rows: int, device: torch.device) -> None:
+    house = make_house([1 + i % 17 for i in range(num_rows)], device, torch.float32)
+    order = random.Random(1).sample(range(num_rows), num_rows)
     check(house, [(slot, 1) for slot in order], "o")
 
 
