@@ -52,7 +52,7 @@ def send_batch(layout: StepLayout, bank: AdapterBank | None, device: torch.devic
     afresh and takes back when the copy is through: no step writes over what another still reads.
     """
     lora = _step_lora(layout, bank)
-    if not ops.uses_kernels(torch.empty(0, device=device)):
+    if not ops.uses_kernels(device):
         attention = ops.build_attention_metadata(
             layout.block_tables, layout.query_lens, layout.seq_lens, device
         )

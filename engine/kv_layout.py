@@ -10,9 +10,6 @@ from torch import Tensor
 from ..kernels import ops
 from .models.config import ModelConfig
 
-FP8 = torch.float8_e4m3fn
-SCALE_BYTES = 4
-
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
@@ -34,13 +31,13 @@ class KvLayout:
     @property
     def has_scales(self) -> bool:
         """Whether rows are kept in 8 bits."""
-        return self.dtype == FP8
+        return self.dtype == ops.FP8
 
     @property
     def block_bytes(self) -> int:
         """Bytes that one block takes over all layers, keys and values."""
         rows = self.block_size * self.model.num_kv_heads
-        scales = rows * SCALE_BYTES if self.has_scales else 0
+        scales = rows * torch.float32.itemsize if self.has_scales else 0
         data = rows * self.model.head_dim * self.dtype.itemsize
         return 2 * self.model.num_layers * (data + scales)
 
@@ -68,5 +65,5 @@ class KvLayout:
         """Data and scales of ``blocks`` [num_blocks, bytes]."""
         heads = (len(blocks), self.block_size, self.model.num_kv_heads)
         num_data = self.block_size * self.model.num_kv_heads * self.model.head_dim
-        data = blocks[:, :num_data].view(FP8).view(*heads, self.model.head_dim)
+        data = blocks[:, :num_data].view(ops.FP8).view(*heads, self.model.head_dim)
         return data, blocks[:, num_data:].view(torch.float32).view(heads)

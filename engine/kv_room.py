@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from ..kernels import ops
 from .blocks import NUM_RESERVED_BLOCKS
 from .config import EngineConfig
-from .kv_layout import FP8, KvLayout
+from .kv_layout import KvLayout
 from .machine import step_budget
 from .memory import kv_budget, num_blocks_for
 from .models.decoder import Decoder
@@ -16,7 +17,7 @@ from .step_profile import profile_run
 
 def kv_layout(config: EngineConfig, decoder: Decoder) -> KvLayout:
     """Blocks of the size and dtype that are asked for."""
-    dtype = FP8 if config.kv_cache_dtype == "fp8" else decoder.dtype
+    dtype = ops.FP8 if config.kv_cache_dtype == "fp8" else decoder.dtype
     return KvLayout(decoder.config, config.block_size, dtype)
 
 

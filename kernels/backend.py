@@ -5,16 +5,18 @@ from __future__ import annotations
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 
-def uses_kernels(tensor: Tensor) -> bool:
-    """Whether the ops on ``tensor`` are Triton's kernels, not their plain PyTorch twins.
+def uses_kernels(where: Tensor | torch.device) -> bool:
+    """Whether the ops on a tensor, or on a device, are Triton's kernels, not their plain twins.
 
     With ``TRITON_INTERPRET=1`` in the environment Triton runs its kernels on the host, slowly:
     then they take the host's tensors too, so that they can be tested without a GPU.
     """
-    return (tensor.is_cuda and _has_triton()) or interprets()
+    is_cuda = where.type == "cuda" if isinstance(where, torch.device) else where.is_cuda
+    return (is_cuda and _has_triton()) or interprets()
 
 
 @cache

@@ -9,7 +9,6 @@ from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
-SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)

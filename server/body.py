@@ -24,20 +24,22 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         async with asyncio.timeout(limits.body_timeout):
             return await _read(request, limits.max_body_bytes)
     except TimeoutError:
-        raise _too_slow(limits.body_timeout) from None
+        raise too_slow(
+            f"The body was not here within {limits.body_timeout:g} s, the most this server waits."
+        ) from None
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > max_bytes:
-        raise _too_large(max_bytes)
+        raise too_large("body", max_bytes)
     chunks: list[bytes] = []
     num_bytes = 0
     try:
         async for chunk in request.stream():
             num_bytes += len(chunk)
             if num_bytes > max_bytes:
-                raise _too_large(max_bytes)
+                raise too_large("body", max_bytes)
             chunks.append(chunk)
     except ClientDisconnect as error:
         raise ApiError("The client left before its request was complete.") from error
@@ -112,19 +114,15 @@ def _shown(name: str) -> str:
     return name if len(name) <= 100 else f"{name[:100]}…"
 
 
-def _too_large(max_bytes: int) -> ApiError:
+def too_large(what: str, max_bytes: int) -> ApiError:
+    """413 for a body, or a part of one, over its limit."""
     return ApiError(
-        f"The body is larger than {max_bytes} bytes, the most this server takes.",
+        f"The {what} is larger than {max_bytes} bytes, the most this server takes.",
         status=413,
         code="body_too_large",
     )
 
 
-def _too_slow(seconds: float) -> ApiError:
-    # Closed, because the rest of the body may come for ever.
-    return ApiError(
-        f"The body was not here within {seconds:g} s, the most this server waits.",
-        status=408,
-        code="body_timeout",
-        headers={"connection": "close"},
-    )
+def too_slow(message: str) -> ApiError:
+    """408 for a body that does not come; closed, because the rest may come for ever."""
+    return ApiError(message, status=408, code="body_timeout", headers={"connection": "close"})

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from ...lora.errors import AdapterError
 from ...lora.files import CONFIG_FILE
+from ..body import too_large, too_slow
 from ..errors import ApiError, bad_field
 from ..multipart import MULTIPART, MultipartReader, PartEnd, PartEvent, PartStart
 from .archive import MAX_FILES, unpack
@@ -69,7 +70,7 @@ async def receive_upload(
             reader = MultipartReader(content_type)
             return await _receive_form(body, reader, archive, target, policy.max_bytes)
     except TimeoutError:
-        raise _too_slow(f"The upload was not here within {policy.timeout:g} s.") from None
+        raise too_slow(f"The upload was not here within {policy.timeout:g} s.") from None
     except OSError as error:
         logger.warning("an upload can't be stored", exc_info=error)
         raise AdapterError("archive", f"can't be stored: {error.strerror}") from error
@@ -186,7 +187,7 @@ async def _chunks(request: Request, max_bytes: int, idle_timeout: float) -> Asyn
     """The body's pieces; raises ApiError 413, 408, and 400 when the client leaves."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > max_bytes:
-        raise _too_large(max_bytes)
+        raise too_large("upload", max_bytes)
     num_bytes = 0
     pieces = request.stream()
     while True:
@@ -194,14 +195,14 @@ async def _chunks(request: Request, max_bytes: int, idle_timeout: float) -> Asyn
             async with asyncio.timeout(idle_timeout):
                 chunk = await anext(pieces, None)
         except TimeoutError:
-            raise _too_slow(f"Nothing of the body came for {idle_timeout:g} s.") from None
+            raise too_slow(f"Nothing of the body came for {idle_timeout:g} s.") from None
         except ClientDisconnect as error:
             raise ApiError("The client left before its upload was complete.") from error
         if chunk is None:
             return
         num_bytes += len(chunk)
         if num_bytes > max_bytes:
-            raise _too_large(max_bytes)
+            raise too_large("upload", max_bytes)
         yield chunk
 
 
@@ -227,16 +228,3 @@ def _wrong_type(kind: str) -> ApiError:
         status=415,
         code="unsupported_content_type",
     )
-
-
-def _too_large(max_bytes: int) -> ApiError:
-    return ApiError(
-        f"The upload is larger than {max_bytes} bytes, the most this server takes.",
-        status=413,
-        code="body_too_large",
-    )
-
-
-def _too_slow(message: str) -> ApiError:
-    # Closed, because the rest may come for ever.
-    return ApiError(message, status=408, code="body_timeout", headers={"connection": "close"})

@@ -10,11 +10,12 @@ from tiny_models import make_tiny_model
 
 from branchline.engine.batch import send_batch
 from branchline.engine.kv_copier import KvCopier
-from branchline.engine.kv_layout import FP8, KvLayout
+from branchline.engine.kv_layout import KvLayout
 from branchline.engine.models.config import ModelConfig
 from branchline.engine.runner import ModelRunner
 from branchline.engine.step_layout import decode_layout
 from branchline.engine.weights import load_decoder
+from branchline.kernels import ops
 
 NUM_BLOCKS, BLOCK_SIZE = 7, 5
 
@@ -29,17 +30,17 @@ def model(directory) -> ModelConfig:
     return ModelConfig.from_directory(directory)
 
 
-@pytest.mark.parametrize(("dtype", "row"), [(torch.bfloat16, 2), (torch.float32, 4), (FP8, 1)])
+@pytest.mark.parametrize(("dtype", "row"), [(torch.bfloat16, 2), (torch.float32, 4), (ops.FP8, 1)])
 def test_a_pool_is_as_large_as_its_blocks(model, dtype, row):
     layout = KvLayout(model, BLOCK_SIZE, dtype)
     pool = layout.allocate(NUM_BLOCKS, "cpu")
     assert pool.nbytes == NUM_BLOCKS * layout.block_bytes
-    scale = 4 if dtype == FP8 else 0
+    scale = 4 if dtype == ops.FP8 else 0
     heads = 2 * model.num_layers * BLOCK_SIZE * model.num_kv_heads
     assert layout.block_bytes == heads * (model.head_dim * row + scale)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, ops.FP8])
 def test_caches_are_views_of_the_pool_block_by_block(model, dtype):
     layout = KvLayout(model, BLOCK_SIZE, dtype)
     pool = layout.allocate(NUM_BLOCKS, "cpu")
@@ -52,7 +53,7 @@ def test_caches_are_views_of_the_pool_block_by_block(model, dtype):
         assert cache.keys.dtype == cache.values.dtype == dtype
         assert cache.keys[0].is_contiguous()
         parts += [cache.keys, cache.values]
-        assert (cache.key_scales is not None) == (dtype == FP8)
+        assert (cache.key_scales is not None) == (dtype == ops.FP8)
         if cache.key_scales is not None and cache.value_scales is not None:
             assert cache.key_scales.shape == cache.value_scales.shape == shape[:3]
             parts += [cache.key_scales, cache.value_scales]
@@ -69,7 +70,7 @@ def test_caches_are_views_of_the_pool_block_by_block(model, dtype):
 
 
 def test_quantized_blocks_travel_with_their_scales(model):
-    layout = KvLayout(model, BLOCK_SIZE, FP8)
+    layout = KvLayout(model, BLOCK_SIZE, ops.FP8)
     pool = layout.allocate(NUM_BLOCKS, "cpu")
     pool.copy_(torch.randint(0, 255, pool.shape, dtype=torch.uint8))
     before = pool.clone()
@@ -96,10 +97,10 @@ def test_a_runner_of_quantized_blocks_is_close_and_reads_what_is_there(directory
             found = runner.execute(send_batch(layout, None, decoder.device))
         return found
 
-    exact, quantized = logits(None, False), logits(FP8, False)
+    exact, quantized = logits(None, False), logits(ops.FP8, False)
     error = (quantized - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     assert 0 < error < 0.1
-    exact_cleared, cleared = logits(None, True), logits(FP8, True)
+    exact_cleared, cleared = logits(None, True), logits(ops.FP8, True)
     assert (exact_cleared - exact).abs().max() > 0.1
     error = (cleared - exact_cleared).square().mean().sqrt() / exact.square().mean().sqrt()
     assert 0 < error < 0.1

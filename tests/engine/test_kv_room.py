@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_run import generate_all
-from oracle import Reference, check_generation
+from engine_run import check_generations, generate_all
+from oracle import Reference
 from paged_run import random_prompts
 from tiny_models import make_tiny_model
 
@@ -197,10 +197,4 @@ def test_an_engine_generates_from_8_bits() -> None:
     ]
     tokens = generate_all(loop, generations)
     reference = Reference(TRAINED)
-    for generation in generations:
-        answer = tokens[generation.request_id]
-        check_generation(
-            *(reference, generation.prompt_token_ids, answer, None, params),
-            margin=0.5,
-            max_near_tie_share=0.5,
-        )
+    check_generations(reference, generations, tokens, margin=0.5, max_near_tie_share=0.5)

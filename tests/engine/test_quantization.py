@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_kinds import KINDS
-from engine_run import generate_all
-from oracle import Reference, check_generation
+from engine_run import check_generations, generate_all
+from oracle import Reference
 from paged_run import all_at_once, first_half_then_one_by_one, paged_logits, random_prompts
 from rounded_reference import round_linears
 from tiny_adapters import make_adapter
@@ -112,16 +112,7 @@ def test_generation_with_adapters_on_top(tmp_path: Path) -> None:
     tokens = generate_all(loop, generations)
     reference = Reference(model, adapters)
     round_linears(reference)
-    for generation in generations:
-        check_generation(
-            reference,
-            generation.prompt_token_ids,
-            tokens[generation.request_id],
-            generation.adapter,
-            generation.params,
-            margin=MARGIN,
-            max_near_tie_share=0.25,
-        )
+    check_generations(reference, generations, tokens, margin=MARGIN, max_near_tie_share=0.25)
 
 
 def test_the_start_says_how_far_it_is_and_what_there_is_room_for(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sampling_rows import sampling_rows
 
 from branchline.engine.sampler import NO_TOKEN_ID, PendingSample, Sampler, SamplingRow
 from branchline.engine.staging import HostCopy, pack, send, unpack
@@ -29,17 +30,7 @@ def make_logits(num_rows: int) -> torch.Tensor:
 
 
 def make_rows(num_rows: int) -> list[SamplingRow]:
-    return [
-        SamplingRow(
-            params=KINDS[i % len(KINDS)],
-            position=7,
-            choice_index=i,
-            prompt_token_ids=[1, 2, 3, 4],
-            output_token_ids=[4, 4, 5],
-            eos_token_ids=[299],
-        )
-        for i in range(num_rows)
-    ]
+    return sampling_rows(KINDS, num_rows, eos_token_id=299)
 
 
 def test_the_halves_are_the_whole() -> None:

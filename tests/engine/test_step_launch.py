@@ -13,7 +13,6 @@ from branchline.engine import pipeline
 from branchline.engine.batch import pad_tables
 from branchline.engine.build import build_engine
 from branchline.engine.config import EngineConfig
-from branchline.engine.kv_layout import FP8
 from branchline.engine.models.config import ModelConfig
 from branchline.engine.pipeline import StepPipeline
 from branchline.engine.plan import SampledToken, StepPlan
@@ -21,6 +20,7 @@ from branchline.engine.step_launch import LaunchedStep
 from branchline.engine.step_profile import largest_step, profile_run
 from branchline.engine.types import GenerationRequest, SamplingParams
 from branchline.engine.weights import load_decoder
+from branchline.kernels import ops
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_step_s_seconds_begin_when_the_one_before_has_ended(monkeypatch):
     assert [step.seconds for step in finished] == [7.0, 6.0, 6.0]
 
 
-@pytest.mark.parametrize("kv_dtype", [None, FP8])
+@pytest.mark.parametrize("kv_dtype", [None, ops.FP8])
 def test_the_largest_step_runs_against_a_pool_of_no_blocks_but_the_reserved(model, kv_dtype):
     facts = ModelConfig.from_directory(model)
     decoder = load_decoder(model, facts, torch.float32, torch.device("cpu"), 64)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from adapter_kinds import KINDS
 from engine_run import check_generations, generate_all
-from oracle import Reference, check_generation
+from oracle import Reference
 from rounded_reference import rounded_adapter
 from tiny_adapters import make_adapter
 from tiny_models import make_tiny_model
@@ -100,16 +100,7 @@ def test_keys_and_values_in_8_bits(served: Served, device: torch.device) -> None
     """Every token is the reference's best or nearly so: what is lost is precision alone."""
     generations = requests(served)[:4]
     tokens = generate_all(start(served, device, kv_cache_dtype="fp8"), generations)
-    for request in generations:
-        check_generation(
-            served.reference,
-            request.prompt_token_ids,
-            tokens[request.request_id],
-            request.adapter,
-            request.params,
-            margin=0.1,
-            max_near_tie_share=0.5,
-        )
+    check_generations(served.reference, generations, tokens, margin=0.1, max_near_tie_share=0.5)
 
 
 @pytest.mark.parametrize("served", ["llama31"], indirect=True)

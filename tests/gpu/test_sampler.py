@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampling_rows import sampling_rows
 from sampling_rule import Context, decide
 
 from branchline.engine.sampler import NO_TOKEN_ID, Sampler, SamplingRow
@@ -31,17 +32,7 @@ KINDS = [
 
 
 def make_rows(num_rows: int) -> list[SamplingRow]:
-    return [
-        SamplingRow(
-            params=KINDS[i % len(KINDS)],
-            position=7,
-            choice_index=i,
-            prompt_token_ids=[1, 2, 3, 4],
-            output_token_ids=[4, 4, 5],
-            eos_token_ids=[VOCAB_SIZE - 1],
-        )
-        for i in range(num_rows)
-    ]
+    return sampling_rows(KINDS, num_rows, eos_token_id=VOCAB_SIZE - 1)
 
 
 def make_logits(num_rows: int) -> torch.Tensor:

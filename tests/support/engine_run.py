@@ -26,9 +26,12 @@ def generate_all(
 
 
 def check_generations(
-    reference: Reference, generations: Sequence[GenerationRequest], tokens: dict[str, list[int]]
+    reference: Reference,
+    generations: Sequence[GenerationRequest],
+    tokens: dict[str, list[int]],
+    **tolerances: float,
 ) -> None:
-    """Every answer is what the reference would choose."""
+    """Every answer is what the reference would choose, with ``check_generation``'s tolerances."""
     for generation in generations:
         check_generation(
             reference,
@@ -37,4 +40,5 @@ def check_generations(
             generation.adapter,
             generation.params,
             generation.choice_index,
+            **tolerances,
         )
