@@ -8,7 +8,7 @@ PORT ?= 8000
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-SOURCES := benchmarks examples engine gateway kernels lora server tests __init__.py __main__.py cli.py
+SOURCES := benchmarks docker examples engine gateway kernels lora server tests __init__.py __main__.py cli.py
 
 # Without the first, `python -m` puts the repository root on the path and transformers takes
 # our kernels/ for the PyPI package of that name. The second keeps idle OpenMP threads off

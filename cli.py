@@ -15,6 +15,7 @@ import click
 
 from . import __version__
 from .server.engine_flags import engine_options
+from .server.fleet.flags import fleet_options
 
 LORA_FLAGS = ("--lora", "--lora-modules")
 
@@ -122,11 +123,7 @@ def cli() -> None:
     metavar="NAME=WEIGHT",
     help="A tenant's share against others'; repeatable.  [default: 1]",
 )
-@click.option(
-    "--fleet-secret",
-    metavar="SECRET",
-    help="Whose bearer may name tenants: the gateway. Also BRANCHLINE_FLEET_SECRET.",
-)
+@fleet_options
 @click.option(
     "--admin-key",
     multiple=True,
@@ -208,6 +205,7 @@ def cli() -> None:
     help="Seconds without an engine step until /ready fails.",
 )
 @click.option("--restart-engine", is_flag=True, help="Restart an engine that died, and go on.")
+@click.option("--otlp-endpoint", metavar="URL", help="Where traces go (needs branchline[tracing]).")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -227,6 +225,17 @@ def serve(**options: Any) -> None:
     sys.exit(run(config))
 
 
+cli.add_command(
+    LazyCommand("gateway", ".gateway.command", "gateway_command", "One door before many replicas.")
+)
+cli.add_command(
+    LazyCommand(
+        "up", ".gateway.up.command", "up_command", "Redis, a gateway and replicas, here and now."
+    )
+)
+cli.add_command(
+    LazyCommand("tenant", ".gateway.tenants.command", "tenant_command", "Tenants of a gateway.")
+)
 cli.add_command(
     LazyCommand(
         "bench", ".server.bench.command", "bench_command", "Load a server and say how it took it."

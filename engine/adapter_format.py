@@ -69,6 +69,11 @@ class AdapterFacts:
     invocation_tokens: int = 0
     is_dense: bool = False
 
+    @property
+    def uses_base_prefix(self) -> bool:
+        """Whether prompts begin in the base's KV; what is dense applies before the invocation."""
+        return self.invocation_tokens > 0 and not self.is_dense
+
 
 class FileSignature(NamedTuple):
     """What changes when a file does."""

@@ -53,6 +53,7 @@ def _namespaces(cache: PrefixCache, use: CacheUse) -> list[NamespaceReport]:
             adapter=name.adapter,
             tenant=name.tenant,
             salted=name.salt is not None,
+            cache_group=name.group,
             num_blocks=on_device[name],
             num_host_blocks=in_host[name],
             num_query_tokens=tokens.get(name, (0, 0))[0],
@@ -115,4 +116,5 @@ def _prefix(node: Node, num_tokens: int) -> PrefixReport:
         adapter=node.namespace.adapter,
         tenant=node.namespace.tenant,
         salted=node.namespace.salt is not None,
+        cache_group=node.namespace.group,
     )

@@ -12,8 +12,9 @@ class Namespace(NamedTuple):
     """Whose KV a block holds; blocks of different namespaces are never shared.
 
     ``adapter`` is the digest of the adapter version that computed it, None for the base model.
-    ``tenant`` is None where tenants share. ``activation`` is the position in the prompt from which
-    an activated LoRA applies, None for any other adapter.
+    ``tenant`` is None where tenants share: all of them, or those of the sharing group ``group``.
+    ``activation`` is the position in the prompt from which an activated LoRA applies, None for any
+    other adapter.
     """
 
     model: str
@@ -21,6 +22,7 @@ class Namespace(NamedTuple):
     tenant: str | None = None
     salt: str | None = None
     activation: int | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,7 @@ class PrefixTarget:
     adapter: str | None = None
     tenant: str | None = None
     cache_salt: str | None = None
+    cache_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class PinReport:
     adapter: str | None = None
     tenant: str | None = None
     salted: bool = False
+    cache_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,7 @@ class PrefixReport:
     adapter: str | None = None
     tenant: str | None = None
     salted: bool = False
+    cache_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,7 @@ class NamespaceReport:
     num_host_blocks: int
     num_query_tokens: int
     num_hit_tokens: int
+    cache_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +132,18 @@ class BlocksRemoved:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheCleared:
     """Nothing that was stored before this can be found any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockChanges:
+    """What became of cached blocks, in whatever tier, in this order: ``cleared``, removed, stored.
+
+    Block keys, ``block_keys.KEY_BYTES`` bytes each, stand one behind the other.
+    """
+
+    cleared: bool = False
+    removed: bytes = b""
+    stored: bytes = b""
 
 
 CacheEvent = BlocksStored | BlocksRemoved | CacheCleared

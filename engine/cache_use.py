@@ -1,4 +1,4 @@
-"""How often the prefix cache was of use, in prompt tokens, by namespace."""
+"""How often the prefix cache was of use, in tokens looked up and found, by namespace."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ MAX_NAMESPACES = 1000
 
 
 class CacheUse:
-    """Prompt tokens looked up and found; the namespaces used last are told apart.
+    """Tokens looked up and found; the namespaces used last are told apart.
 
-    Activations of one adapter are one namespace here; what an activated LoRA's prompt has before
-    its activation counts for the base's.
+    Looked up are prompts, and the output tokens that came with them. Activations of one adapter
+    are one namespace here; what an activated LoRA's prompt has before its activation counts for
+    the base's.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,7 @@ class CacheUse:
 
     def count(self, request: Request) -> None:
         """Note a request's first start."""
-        num_tokens, num_hits = len(request.prompt_token_ids), request.num_computed_tokens
+        num_tokens, num_hits = len(request.token_ids), request.num_computed_tokens
         self.num_query_tokens += num_tokens
         self.num_hit_tokens += num_hits
         if request.blocks.node is not None:

@@ -15,6 +15,7 @@ import zmq
 import zmq.asyncio
 
 from .adapter_types import AdapterEvent
+from .cache_types import BlockChanges
 from .calls import EngineCalls
 from .config import EngineConfig
 from .errors import EngineDeadError, EngineStartError, RequestError
@@ -54,6 +55,7 @@ class EngineClient:
         self._queues: dict[str, asyncio.Queue[TokenOutput | None]] = {}
         self.calls = EngineCalls(self._send_call)
         self.on_adapter_event: Callable[[AdapterEvent], None] = lambda event: None
+        self.on_block_changes: Callable[[BlockChanges], None] = lambda changes: None
         self._info: EngineInfo | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -201,6 +203,8 @@ class EngineClient:
                 self.stats = message.stats
                 for event in message.adapter_events:
                     self.on_adapter_event(event)
+                if message.blocks is not None:
+                    self.on_block_changes(message.blocks)
                 for output in message.outputs:
                     queue = self._queues.get(output.request_id)
                     if queue is not None:

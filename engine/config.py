@@ -48,6 +48,8 @@ class EngineConfig:
     ``max_step_rank`` at most. ``max_queued_requests`` None sets no limit. A request is
     overtaken by at most ``max_overtake_cost`` cost units (see docs/decisions on fairness);
     ``tenant_kv_share`` of the pool is what one tenant keeps while others need it.
+
+    ``tell_blocks``: the server hears which blocks the prefix cache holds.
     """
 
     model: str
@@ -78,6 +80,7 @@ class EngineConfig:
     max_queued_requests: int | None = None
     max_overtake_cost: int = 65536
     tenant_kv_share: float = 0.5
+    tell_blocks: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no machine could run."""

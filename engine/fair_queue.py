@@ -35,6 +35,7 @@ class FairQueue:
         max_burst_cost: int = MAX_BURST_COST,
     ) -> None:
         self.num_waiting = 0
+        self.num_waiting_tokens = 0
         self._is_fair = policy == "fair"
         self._max_overtake_cost = max_overtake_cost
         max_burst_cost = min(max_burst_cost, max_overtake_cost)
@@ -117,9 +118,11 @@ class FairQueue:
         ticket.last_push = self._num_pushes
         self._num_waiting_of.add(request.tenant)
         self.num_waiting += 1
+        self.num_waiting_tokens += len(request.token_ids)
 
     def _end_waiting(self, request: Request) -> None:
         self.num_waiting -= 1
+        self.num_waiting_tokens -= len(request.token_ids)
         self._num_waiting_of.add(request.tenant, -1)
 
     def num_waiting_of(self, tenant: str) -> int:

@@ -38,9 +38,21 @@ class Intake:
                 "prompt",
                 f"has {num_tokens} tokens; with one to generate, the most is {longest - 1}",
             )
+        self._check_output(generation, longest - 1 - num_tokens)
         if not generation.weight > 0:
             raise RequestError("weight", "must be over 0")
         self._require_adapter(generation.adapter)
+
+    def _check_output(self, generation: GenerationRequest, room: int) -> None:
+        """Raise RequestError where the given output leaves no token to generate."""
+        max_tokens = generation.params.max_tokens
+        most = room if max_tokens is None else min(room, max_tokens - 1)
+        num_given = len(generation.output_token_ids)
+        if num_given > most:
+            raise RequestError(
+                "output_token_ids",
+                f"has {num_given} tokens; with one to generate, the most is {most}",
+            )
 
     def _require_adapter(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self.adapters:
@@ -49,7 +61,8 @@ class Intake:
     def open(self, generation: GenerationRequest, arrival: int, queued_at: float) -> Request:
         """A waiting request for one that ``check`` has passed."""
         start = self._adapter_start(generation.adapter, generation.prompt_token_ids)
-        key = self._key(generation.adapter, start, generation.tenant, generation.cache_salt)
+        base = self._base(generation.tenant, generation.cache_group, generation.cache_salt)
+        key = self._key(generation.adapter, start, base)
         lease = BlockLease(self.cache, generation.tenant)
         request = Request.from_generation(generation, key, lease, arrival, queued_at)
         if start is not None:
@@ -65,7 +78,8 @@ class Intake:
         """The key of a prefix that an admin names; raises RequestError for an unknown adapter."""
         self._require_adapter(target.adapter)
         start = self._adapter_start(target.adapter, target.prompt_token_ids)
-        key = self._key(target.adapter, start, target.tenant, target.cache_salt)
+        base = self._base(target.tenant, target.cache_group, target.cache_salt)
+        key = self._key(target.adapter, start, base)
         key.extend_to(target.prompt_token_ids)
         return key
 
@@ -76,12 +90,16 @@ class Intake:
         invocation = self.adapters[adapter].invocation_tokens
         return 0 if invocation is None else find_activation(prompt_token_ids, invocation)
 
-    def _key(
-        self, adapter: str | None, start: int | None, tenant: str | None, salt: str | None
-    ) -> PrefixKey:
+    def _base(self, tenant: str | None, group: str | None, salt: str | None) -> Namespace:
+        """The base model's namespace for a tenant, or for all tenants of a group."""
+        model = self.cache.model
+        if not self.isolate_tenants:
+            return Namespace(model, salt=salt)
+        return Namespace(model, tenant=tenant if group is None else None, salt=salt, group=group)
+
+    def _key(self, adapter: str | None, start: int | None, base: Namespace) -> PrefixKey:
         """The namespaces of a sequence: the base's, the adapter's, or one behind the other."""
-        size, model = self.cache.block_size, self.cache.model
-        base = Namespace(model, None, tenant if self.isolate_tenants else None, salt)
+        size = self.cache.block_size
         if adapter is None:
             return PrefixKey(size, base)
         if self.adapters[adapter].invocation_tokens is None:

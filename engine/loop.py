@@ -73,6 +73,7 @@ class EngineLoop:
             raise RequestError("max_tokens", "must be at least 1")
         adapter = request.adapter
         self._check_token_ids("prompt", request.prompt_token_ids, adapter)
+        self._check_token_ids("output_token_ids", request.output_token_ids, adapter)
         self._check_token_ids("stop_token_ids", params.stop_token_ids, adapter)
         self._check_token_ids("logit_bias", params.logit_bias, adapter)
         refused = self._scheduler.add(request)
@@ -148,11 +149,16 @@ class EngineLoop:
                 # process ends, so that it can be started again.
                 torch.cuda.synchronize(self._device)
             self._meter.num_failed_steps += 1
-        elif self._scheduler.cache.host is not None:
+        else:
+            self._scheduler.load.record(finished.plan, finished.seconds)
+            self._tell_host_policy(finished)
+        self._meter.record(finished.seconds, finished.outputs)
+
+    def _tell_host_policy(self, finished: FinishedStep) -> None:
+        if self._scheduler.cache.host is not None:
             lengths = [chunk.num_scheduled_tokens for chunk in finished.plan.chunks]
             if sum(lengths) > 2 * lengths.count(1):  # most of it is prefill
                 self._scheduler.cache.host.policy.computed(sum(lengths), finished.seconds)
-        self._meter.record(finished.seconds, finished.outputs)
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> LaunchedStep:
@@ -226,6 +232,8 @@ class EngineLoop:
             num_preemptions=scheduler.num_preemptions,
             num_prompt_tokens=meter.num_prompt_tokens,
             num_computed_prompt_tokens=scheduler.num_computed_prompt_tokens,
+            num_queued_prompt_tokens=scheduler.load.num_queued_tokens,
+            prompt_tokens_per_second=scheduler.load.tokens_per_second,
             num_generation_tokens=meter.num_generation_tokens,
             num_cached_blocks=cache.blocks.num_cached,
             num_evictable_blocks=cache.blocks.num_evictable,

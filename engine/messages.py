@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from .adapter_types import AdapterEvent, AdapterReport, FreedAdapter, PinTier
-from .cache_types import CacheReport, PinReport, PrefixTarget
+from .cache_types import BlockChanges, CacheReport, PinReport, PrefixTarget
 from .config import EngineConfig
 from .progress import Progress
 from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
@@ -127,11 +127,15 @@ class StartFailed(msgspec.Struct, tag=True, frozen=True):
 
 
 class StepDone(msgspec.Struct, tag=True, frozen=True):
-    """What a step gave, and how the engine stands after it."""
+    """What a step gave, and how the engine stands after it.
+
+    ``blocks`` comes only where the configuration asks for it.
+    """
 
     outputs: list[TokenOutput]
     stats: EngineStats
     adapter_events: list[AdapterEvent] = []
+    blocks: BlockChanges | None = None
 
 
 class CallDone(msgspec.Struct, tag=True, frozen=True):

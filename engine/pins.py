@@ -124,4 +124,5 @@ class Pins:
             adapter=pin.target.adapter,
             tenant=pin.target.tenant,
             salted=pin.target.cache_salt is not None,
+            cache_group=pin.target.cache_group,
         )

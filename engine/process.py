@@ -15,6 +15,7 @@ import zmq
 from ..lora.errors import BranchlineError
 from .adapter_answers import answer_adapter_call, ended_calls, news_of
 from .errors import RequestError
+from .key_news import KeyNews
 from .loop import EngineLoop
 from .messages import (
     Abort,
@@ -55,6 +56,7 @@ class EngineServer:
         self._next_check = 0.0
         self._stopping = False
         self._rejected: list[TokenOutput] = []
+        self._block_news = KeyNews()
 
     def run(self) -> int:
         """Start up, serve, and return the exit status."""
@@ -67,6 +69,8 @@ class EngineServer:
         loop = self._start(message)
         if loop is None:
             return 1
+        if message.config.tell_blocks:
+            loop.subscribe(self._block_news.note)
         _settle_garbage()
         self._send(Started(loop.info, loop.stats()))
         while not self._stopping and not self._orphaned:
@@ -113,8 +117,9 @@ class EngineServer:
         In this order, so that who hears that something is done finds the counts to match.
         """
         events, ended = news_of(loop.adapters), ended_calls(loop.adapters)
-        if stepped or outputs or events or ended:
-            self._send(StepDone(outputs, loop.stats(), events))
+        blocks = self._block_news.take()
+        if stepped or outputs or events or ended or blocks is not None:
+            self._send(StepDone(outputs, loop.stats(), events, blocks))
         for done in ended:
             self._send(done)
 

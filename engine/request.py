@@ -27,6 +27,7 @@ class Request:
     (0 or 1) is the token that a launched step samples and nobody has seen yet. ``last_step`` is
     the last launched step that reads this request's blocks and slot.
 
+    The first ``num_given_tokens`` of ``output_token_ids`` came with the request.
     ``adapter_start`` is the first position that the adapter computes: 0, but for activated LoRA.
     ``ticket`` is the fair queue's own.
     """
@@ -47,6 +48,7 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     token_ids: list[int] = field(default_factory=list)
     output_token_ids: list[int] = field(default_factory=list)
+    num_given_tokens: int = 0
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
     num_cached_tokens: int | None = None
@@ -80,8 +82,15 @@ class Request:
             priority=generation.priority,
             tenant=generation.tenant,
             weight=generation.weight,
-            token_ids=list(generation.prompt_token_ids),
+            token_ids=[*generation.prompt_token_ids, *generation.output_token_ids],
+            output_token_ids=list(generation.output_token_ids),
+            num_given_tokens=len(generation.output_token_ids),
         )
+
+    def start(self, now: float) -> None:
+        """Note its first start: how long it has waited, and how much of its prompt was cached."""
+        self.queue_seconds = now - self.queued_at
+        self.num_cached_tokens = min(self.num_computed_tokens, len(self.prompt_token_ids))
 
     @property
     def num_tokens(self) -> int:

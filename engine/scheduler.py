@@ -18,6 +18,7 @@ from .intake import Intake
 from .limits import SchedulerLimits
 from .plan import SampledToken, ScheduledChunk, StepPlan
 from .prefix_cache import PrefixCache
+from .prompt_load import PromptLoad
 from .request import Request, RequestStatus
 from .retry_after import RetryAfter
 from .seats import Seats
@@ -62,6 +63,7 @@ class Scheduler:
             min(limits.max_num_seqs, limits.max_num_batched_tokens),
             limits.max_step_rank,
         )
+        self.load = PromptLoad(self._seats, self._queue, self.use)
         self._admission = Admission(cache, slots, self._queue, self._seats)
         self._retry_after = RetryAfter(clock)
         self._slots = slots
@@ -209,8 +211,7 @@ class Scheduler:
             cost = self._adapters[request.adapter].num_bytes / BYTES_PER_COST
             self._queue.charge(request, cost)
         if request.queue_seconds is None:
-            request.queue_seconds = self._clock() - request.queued_at
-            request.num_cached_tokens = request.num_computed_tokens
+            request.start(self._clock())
             self.use.count(request)
         return True
 
@@ -255,7 +256,7 @@ class Scheduler:
         if reason is not None:
             self._finish(request, reason)
             self._retry_after.finished()
-        is_first = len(request.output_token_ids) == 1
+        is_first = len(request.output_token_ids) == request.num_given_tokens + 1
         return TokenOutput(
             request_id=request.request_id,
             token_ids=[token.token_id],
@@ -333,6 +334,7 @@ class Scheduler:
         assert all(r.status is RequestStatus.RUNNING or r in self._queue for r in live)
         waiting = [request for request in live if request.status is RequestStatus.WAITING]
         assert len(waiting) == self.num_waiting
+        assert self._queue.num_waiting_tokens == sum(len(r.token_ids) for r in waiting)
         assert not any(request.blocks.block_ids or request.slot for request in waiting)
         held = sum(len(r.blocks.block_ids) - r.blocks.num_shared for r in self.running)
         if not self._seats.fence.num_deferred:

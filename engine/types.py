@@ -50,9 +50,11 @@ class GenerationRequest:
     ``adapter`` is the digest of an adapter version, None for the base model.
     ``params.seed`` and ``params.max_tokens`` are set by the time a request gets here.
     ``choice_index`` separates the random streams of the choices of one ``n`` request.
+    ``output_token_ids`` are output tokens that were generated elsewhere: the engine goes on behind
+    them as if it had chosen them itself, and gives out only what follows.
     ``tenant`` is who is charged, ``weight`` the tenant's share against others';
     ``priority`` orders the requests of one tenant, lower first. Requests share KV blocks only
-    under one ``cache_salt``.
+    under one ``cache_salt``, and only with their own tenant or with all of their ``cache_group``.
     """
 
     request_id: str
@@ -64,6 +66,8 @@ class GenerationRequest:
     tenant: str = DEFAULT_TENANT
     weight: float = 1.0
     cache_salt: str | None = None
+    output_token_ids: list[int] = field(default_factory=list)
+    cache_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ class EngineStats:
     (``num_evictable_blocks``). ``num_cached_blocks`` are all that the prefix cache holds on the
     device, in use or not, ``num_host_blocks`` those in host memory. Adapters are counted in the
     nearest tier that holds a copy; ``max_adapters`` can be on the device at once.
+    ``num_queued_prompt_tokens`` are neither cached nor computed, of waiting and running requests.
+    ``prompt_tokens_per_second`` is measured over the last steps that were mostly prompts, 0 before.
     """
 
     num_running: int = 0
@@ -138,6 +144,8 @@ class EngineStats:
     num_preemptions: int = 0
     num_prompt_tokens: int = 0
     num_computed_prompt_tokens: int = 0
+    num_queued_prompt_tokens: int = 0
+    prompt_tokens_per_second: float = 0.0
     num_generation_tokens: int = 0
     num_cached_blocks: int = 0
     num_evictable_blocks: int = 0

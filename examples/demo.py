@@ -1,11 +1,13 @@
 """Serve a chat model with its voices, ask one of them a question, and go on serving.
 
-``make demo`` runs this. The server is the ordinary command, ``branchline serve``, in a
-process of its own; everything here goes to it over HTTP, as any client would.
+``make demo`` runs this. The server is the ordinary command, ``branchline up``: Redis, a gateway
+and two replicas, in processes of their own; everything here goes to it over HTTP, as any client
+would.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -22,7 +24,7 @@ import httpx
 EXAMPLES = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
 START_SECONDS = 300.0
-STOP_SECONDS = 30.0
+STOP_SECONDS = 60.0
 QUESTION = "What is love?"
 
 SNIPPET = """\
@@ -108,8 +110,8 @@ def default_model() -> Served:
 
 
 def run(served: Served, port: int) -> None:
-    """Start the server, show it, and wait until it or the user ends this."""
-    command = [sys.executable, "-m", "branchline", "serve", served.model]
+    """Start the house, show it, and wait until it or the user ends this."""
+    command = [sys.executable, "-m", "branchline", "up", served.model]
     command += ["--host", HOST, "--port", str(port), "--served-model-name", served.name]
     for name, path in served.adapters.items():
         command += ["--lora", f"{name}={path}"]
@@ -118,37 +120,41 @@ def run(served: Served, port: int) -> None:
     server = subprocess.Popen(command, start_new_session=True)
     try:
         url = f"http://{HOST}:{port}"
-        wait_until_ready(server, url)
+        wait_until_ready(server, url, [served.name, *served.adapters])
         show(url)
         raise click.ClickException(f"the server ended with status {server.wait()}")
     finally:
         stop(server)
 
 
-def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
-    """Poll ``/ready``; a server that ends first, or takes too long, is an error."""
+def wait_until_ready(server: subprocess.Popen[bytes], url: str, names: list[str]) -> None:
+    """Poll until all ``names`` are served; an end before that, or too long a wait, is an error."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise click.ClickException(f"the server ended with status {server.returncode}")
-        try:
-            if httpx.get(f"{url}/ready", timeout=5).status_code == httpx.codes.OK:
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{url}/v1/models", timeout=5)
+            if answer.status_code == httpx.codes.OK and set(names) <= set(model_names(answer)):
                 return
-        except httpx.TransportError:
-            pass
         time.sleep(0.2)
     raise click.ClickException(f"the server was not ready after {START_SECONDS:.0f} s")
 
 
 def show(url: str) -> None:
     """Print what to call, and a first answer as it comes; the server has said where it is."""
-    names = [entry["id"] for entry in httpx.get(f"{url}/v1/models").json()["data"]]
+    names = model_names(httpx.get(f"{url}/v1/models"))
     model = names[1] if len(names) > 1 else names[0]
     click.echo(f"\nModels: {', '.join(names)}\n")
     click.echo(SNIPPET.format(url=url, model=model, question=QUESTION))
     click.echo(f"{model} is asked: {QUESTION}\n")
     ask(url, model)
     click.echo("\n\nServing until Ctrl-C.")
+
+
+def model_names(answer: httpx.Response) -> list[str]:
+    """What may be put in ``model``, of an answer to ``/v1/models``."""
+    return [entry["id"] for entry in answer.json()["data"]]
 
 
 def ask(url: str, model: str) -> None:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from ..engine.types import DEFAULT_TENANT
-
-TENANT_NAME = re.compile(r"[!-~](?:[ -~]{0,126}[!-~])?")
-TENANT_NAME_RULE = "1 to 128 printable ASCII characters"
-MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
+from ..gateway.fleet.identity import (
+    MAX_WEIGHT,
+    MIN_WEIGHT,
+    TENANT_NAME,
+    TENANT_NAME_RULE,
+    digest_key,
+    matches,
+    parse_weight,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who a request is charged to, and its share of the machine against others'."""
+    """Who a request is charged to, and its share of the machine against others'.
+
+    A gateway may add to the ``priority`` of its requests, and put it into a ``cache_group``, whose
+    tenants share cached prefixes with each other and with nobody else.
+    """
 
     name: str = DEFAULT_TENANT
     weight: float = 1.0
+    priority: int = 0
+    cache_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +44,9 @@ class TenantKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What opens which door. No ``keys``: everyone is the tenant ``default``.
+    """What opens which door. No ``keys``: everyone is the tenant ``default``, unless ``is_closed``.
 
+    ``is_closed``: nobody comes in without a key or the fleet's secret.
     ``weights`` holds only what differs from 1. Secrets are kept as sha256, 32 bytes each.
     """
 
@@ -45,6 +54,7 @@ class Access:
     weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     fleet_secret: bytes | None = field(default=None, repr=False)
     admin_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    is_closed: bool = False
 
     @property
     def tenant_names(self) -> tuple[str, ...]:
@@ -66,19 +76,6 @@ class Access:
         return None if found is None else self.tenant(self.keys[found].tenant)
 
 
-def digest_key(key: str | bytes) -> bytes:
-    """A secret as it is kept: sha256, 32 bytes."""
-    raw = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
-    return hashlib.sha256(raw).digest()
-
-
-def matches(given: str | bytes, digests: Sequence[bytes]) -> int | None:
-    """Which digest is that of ``given``; how long it takes tells nothing about it."""
-    digest = digest_key(given)
-    equal = [hmac.compare_digest(digest, entry) for entry in digests]
-    return equal.index(True) if any(equal) else None
-
-
 def parse_access(options: Mapping[str, Any]) -> Access:
     """Access from the command line's options and the environment.
 
@@ -89,10 +86,7 @@ def parse_access(options: Mapping[str, Any]) -> Access:
     plain = _secrets("--api-key", options["api_key"], "BRANCHLINE_API_KEY")
     keys = _tenant_keys([_parse_tenant(text) for text in options["tenant"]], plain)
     names = dict.fromkeys(key.tenant for key in keys) or {DEFAULT_TENANT: None}
-    secret = options["fleet_secret"]
-    if secret is not None and not secret.strip():
-        raise ValueError("--fleet-secret: must not be empty")
-    secret = (secret or os.environ.get("BRANCHLINE_FLEET_SECRET", "")).strip()
+    secret = read_fleet_secret(options["fleet_secret"])
     admin = _secrets("--admin-key", options["admin_key"], "BRANCHLINE_ADMIN_KEY")
     access = Access(
         keys=keys,
@@ -102,6 +96,13 @@ def parse_access(options: Mapping[str, Any]) -> Access:
     )
     _check_apart(access)
     return access
+
+
+def read_fleet_secret(given: str | None) -> str | None:
+    """The fleet's secret as it was given, or from the environment; raises ValueError if empty."""
+    if given is not None and not given.strip():
+        raise ValueError("--fleet-secret: must not be empty")
+    return (given or os.environ.get("BRANCHLINE_FLEET_SECRET", "")).strip() or None
 
 
 def _secrets(flag: str, given: Iterable[str], variable: str) -> list[str]:
@@ -164,15 +165,6 @@ def _parse_weights(texts: Iterable[str], names: Iterable[str]) -> dict[str, floa
             )
         weights[name] = weight
     return weights
-
-
-def parse_weight(text: str) -> float | None:
-    """A weight as a client or an operator writes it; None for what is none."""
-    try:
-        weight = float(text)
-    except ValueError:
-        return None
-    return weight if MIN_WEIGHT <= weight <= MAX_WEIGHT else None
 
 
 def _check_apart(access: Access) -> None:

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-import ipaddress
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from starlette.datastructures import Headers
 
 from ..engine.types import DEFAULT_TENANT
-from .access import (
+from ..gateway.fleet.headers import (
+    CACHE_GROUP,
+    FLEET_SECRET,
+    MODEL,
+    PRIORITY,
+    TENANT,
+    TENANT_WEIGHT,
+)
+from ..gateway.fleet.identity import (
     MAX_WEIGHT,
     MIN_WEIGHT,
     TENANT_NAME,
     TENANT_NAME_RULE,
-    Access,
-    Tenant,
+    bearer,
+    is_local,
+    is_loopback,
     matches,
     parse_weight,
 )
-from .errors import ApiError, bad_field
-
-FLEET_SECRET = "x-branchline-fleet-secret"
-TENANT = "x-branchline-tenant"
-TENANT_WEIGHT = "x-branchline-tenant-weight"
+from .access import Access, Tenant
+from .errors import ApiError, bad_field, no_path
 
 # Adapters belong to all tenants: these two, named as vLLM does, are an admin's.
 _ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 
+_PRIORITY = re.compile(r"-?[0-9]{1,6}")
+MAX_MODEL_LENGTH = 256
+
 _CHALLENGE: Mapping[str, str] = {"www-authenticate": "Bearer"}
-# What a proxy adds: behind one, a client is not on this machine whatever the address says.
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
 class Admission:
@@ -47,7 +55,7 @@ class Admission:
         The fleet's secret stands for a key, and only with it the tenant headers are read.
         """
         own = self._tenant_of_key(headers)
-        if self._is_fleet(headers):
+        if self.is_fleet(headers):
             return self._forwarded(headers, own or self._access.tenant(DEFAULT_TENANT))
         if own is None:
             raise _unauthorized("A valid API key is needed", "invalid_api_key")
@@ -60,10 +68,10 @@ class Admission:
         other keys are set, and for neither browsers' pages nor what a proxy passes on.
         """
         if self._access.admin_keys:
-            key = _bearer(headers)
+            key = bearer(headers)
             if key is None or matches(key, self._access.admin_keys) is None:
                 raise _unauthorized("A valid admin key is needed", "invalid_admin_key")
-        elif not (self._keyless_admin and _is_local(headers)):
+        elif not (self._keyless_admin and is_local(headers)):
             raise ApiError(
                 "The admin API is off here. Start the server with --admin-key KEY or set "
                 "BRANCHLINE_ADMIN_KEY. (Without one it answers only on a loopback address, while "
@@ -73,13 +81,19 @@ class Admission:
                 code="admin_disabled",
             )
 
+    def check_fleet(self, headers: Headers, method: str, path: str) -> None:
+        """Raises ApiError 404 without the fleet's secret, as for a path where nothing is."""
+        if not self.is_fleet(headers):
+            raise no_path(method, path)
+
     def _tenant_of_key(self, headers: Headers) -> Tenant | None:
         if not self._access.keys:
-            return self._access.tenant(DEFAULT_TENANT)
-        key = _bearer(headers)
+            return None if self._access.is_closed else self._access.tenant(DEFAULT_TENANT)
+        key = bearer(headers)
         return None if key is None else self._access.tenant_of(key)
 
-    def _is_fleet(self, headers: Headers) -> bool:
+    def is_fleet(self, headers: Headers) -> bool:
+        """Whether a gateway or another replica of the fleet sends this."""
         secret = self._access.fleet_secret
         given = headers.getlist(FLEET_SECRET)
         return (
@@ -89,19 +103,17 @@ class Admission:
         )
 
     def _forwarded(self, headers: Headers, otherwise: Tenant) -> Tenant:
-        """The tenant that the gateway names; its weight, else the configured one."""
-        name, weight = _single(headers, TENANT), _single(headers, TENANT_WEIGHT)
-        tenant = otherwise
-        if name is not None:
-            if not TENANT_NAME.fullmatch(name):
-                raise bad_field(TENANT, f"must be {TENANT_NAME_RULE}")
-            tenant = self._access.tenant(name)
-        if weight is None:
-            return tenant
-        number = parse_weight(weight)
-        if number is None:
-            raise bad_field(TENANT_WEIGHT, f"must be a number from {MIN_WEIGHT} to {MAX_WEIGHT:g}")
-        return Tenant(tenant.name, number)
+        """The tenant that the gateway names, on its terms; its weight, else the configured one."""
+        name, weight = _name(headers, TENANT), _single(headers, TENANT_WEIGHT)
+        tenant = otherwise if name is None else self._access.tenant(name)
+        if weight is not None:
+            number = parse_weight(weight)
+            if number is None:
+                allowed = f"must be a number from {MIN_WEIGHT} to {MAX_WEIGHT:g}"
+                raise bad_field(TENANT_WEIGHT, allowed)
+            tenant = replace(tenant, weight=number)
+        group = _name(headers, CACHE_GROUP)
+        return replace(tenant, priority=_priority(headers), cache_group=group)
 
 
 def is_admin_path(path: str) -> bool:
@@ -109,40 +121,40 @@ def is_admin_path(path: str) -> bool:
     return path == "/admin" or path.startswith("/admin/") or path in _ADMIN_PATHS
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``, an address or a name without a port."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _is_local(headers: Headers) -> bool:
-    """Whether a request came straight to a loopback address, and not from a web page.
-
-    A page of another site can send requests here, and with a name that it points at 127.0.0.1
-    read the answers: browsers then say so in ``Origin`` or ``Host``.
-    """
-    if any(name in headers for name in ("origin", *_FORWARDED)):
-        return False
-    host = headers.get("host", "")
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    return is_loopback(name)
-
-
-def _bearer(headers: Headers) -> bytes | None:
-    """The key of ``Authorization: Bearer KEY``, in the bytes that were sent."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip().encode("latin-1") if scheme.lower() == "bearer" else None
-
-
 def _single(headers: Headers, name: str) -> str | None:
     values = headers.getlist(name)
     if len(values) > 1:
         raise bad_field(name, "is given more than once")
     return values[0].strip() if values else None
+
+
+def is_fleet_path(path: str) -> bool:
+    """Whether a path is for the fleet's gateways and replicas."""
+    return path == "/fleet" or path.startswith("/fleet/")
+
+
+def model_of(headers: Headers) -> str | None:
+    """The catalog's name that a gateway has answer; raises ApiError 400 for a bad one."""
+    name = _single(headers, MODEL)
+    if name is not None and not (0 < len(name) <= MAX_MODEL_LENGTH and name.isprintable()):
+        raise bad_field(MODEL, f"must be 1 to {MAX_MODEL_LENGTH} printable characters")
+    return name
+
+
+def _name(headers: Headers, header: str) -> str | None:
+    name = _single(headers, header)
+    if name is not None and not TENANT_NAME.fullmatch(name):
+        raise bad_field(header, f"must be {TENANT_NAME_RULE}")
+    return name
+
+
+def _priority(headers: Headers) -> int:
+    text = _single(headers, PRIORITY)
+    if text is None:
+        return 0
+    if not _PRIORITY.fullmatch(text):
+        raise bad_field(PRIORITY, "must be an integer of at most 6 digits")
+    return int(text)
 
 
 def _unauthorized(what: str, code: str) -> ApiError:

@@ -12,7 +12,9 @@ from typing import Protocol
 from msgspec import Struct
 
 from ..engine.types import TokenLogprobs
+from ..gateway.fleet.resume import ResumedChoice, ResumeRecord
 from .catalog import ServedModel
+from .fleet.resume_state import StreamState
 from .generation import ChoiceDelta, ChoiceRequest
 from .openai import SamplingFields
 from .prompt import Prompt
@@ -37,6 +39,7 @@ class Answer:
     id: str
     created: int
     model: ServedModel
+    model_name: str
     prompts: Sequence[Prompt]
     choices: Sequence[ChoiceRequest]
     num_logprobs: int | None
@@ -59,6 +62,7 @@ class Answer:
             id=f"{kind}-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=model,
+            model_name=body.model or model.name,
             prompts=prompts,
             choices=choices,
             num_logprobs=choices[0].generation.params.logprobs,
@@ -74,14 +78,18 @@ class Tally:
     """Counts an answer's tokens; the choices of one prompt share its prompt tokens.
 
     Of a prompt's tokens those were cached that every choice found in the cache: what one
-    choice had to compute is not cached because the others then shared it.
+    choice had to compute is not cached because the others then shared it. What ``record`` says
+    of a stream that was begun elsewhere stays as it is.
     """
 
-    def __init__(self, answer: Answer) -> None:
-        self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in answer.prompts)
+    def __init__(self, answer: Answer, record: ResumeRecord | None = None) -> None:
+        sent = [choice for choice in record.choices if choice.token_ids] if record else []
+        self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in answer.prompts)
+        self._num_cached_before = (record and record.num_cached_tokens) or 0
         self._num_cached: dict[int, int] = {}
-        self._begun: set[int] = set()
-        self._num_tokens = 0
+        self._begun = {choice.index for choice in sent}
+        self._settled = {answer.choices[index].prompt_index for index in self._begun}
+        self._num_tokens = sum(len(choice.token_ids) for choice in sent)
 
     def add(self, item: ChoiceDelta) -> None:
         """Count one delta."""
@@ -89,18 +97,28 @@ class Tally:
         choice, num_cached = item.choice, item.delta.num_cached_tokens
         if choice.index not in self._begun:  # it comes with a choice's first token
             self._begun.add(choice.index)
+            if choice.prompt_index in self._settled:
+                return
             least = self._num_cached.get(choice.prompt_index, num_cached)
             self._num_cached[choice.prompt_index] = min(least, num_cached)
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that came out of the cache, of the prompts that are under way."""
+        return self._num_cached_before + sum(self._num_cached.values())
+
     def usage(self) -> Usage:
         """The counts so far."""
-        return make_usage(self._num_prompt_tokens, self._num_tokens, sum(self._num_cached.values()))
+        return make_usage(self.num_prompt_tokens, self._num_tokens, self.num_cached_tokens)
 
 
 class Writer(Protocol):
     """One endpoint's shapes for an answer."""
 
     answer: Answer
+
+    def resume(self, answer: Answer, sent: Sequence[ResumedChoice]) -> None:
+        """Go on with ``answer`` where ``sent`` ends."""
 
     def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> Struct:
         """The body of an answer that is not streamed."""
@@ -123,18 +141,31 @@ async def collect(deltas: AsyncGenerator[ChoiceDelta], writer: Writer) -> Struct
     return writer.whole(texts, tally.usage())
 
 
-async def stream(deltas: AsyncGenerator[ChoiceDelta], writer: Writer) -> AsyncGenerator[bytes]:
-    """The answer as events, without the closing ``[DONE]``."""
-    tally = Tally(writer.answer)
+async def stream(
+    deltas: AsyncGenerator[ChoiceDelta],
+    writer: Writer,
+    record: ResumeRecord | None = None,
+    state: StreamState | None = None,
+) -> AsyncGenerator[bytes]:
+    """The answer as events, without the closing ``[DONE]``; each item is whole events.
+
+    ``record`` is what the client has of it already, and ``state`` describes the events.
+    """
+    tally = Tally(writer.answer, record)
     continuous = writer.answer.continuous_usage
     async with aclosing(deltas):
         async for item in deltas:
             tally.add(item)
             events = writer.chunk(item, tally.usage() if continuous else None)
+            if events and state is not None:
+                events = state.with_choice(
+                    events, item.choice.index, item.delta, tally.num_cached_tokens
+                )
             if events:
                 yield events
-    if writer.answer.include_usage:
-        yield writer.usage_chunk(tally.usage())
+    if writer.answer.include_usage and not (record and record.usage_sent):
+        event = writer.usage_chunk(tally.usage())
+        yield event if state is None else state.with_usage(event)
 
 
 def shows(item: ChoiceDelta) -> bool:

@@ -18,6 +18,7 @@ from .completions import open_completion
 from .door import Door
 from .endpoint import answer
 from .errors import install_error_handlers
+from .fleet.api import add_fleet
 from .metrics import CONTENT_TYPE
 from .model_cards import ModelCards
 from .openai import ChatRequest, CompletionRequest
@@ -42,7 +43,11 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     admission = Admission(services.config.access, services.config.host)
-    app.add_middleware(Door, gate=services.gate, admission=admission)
+    replica = services.replica
+    ledger = None if replica is None else replica.ledger
+    app.add_middleware(
+        Door, gate=services.gate, admission=admission, ledger=ledger, tracer=services.tracer
+    )
     install_error_handlers(app)
     _add_generation(app, services)
     _add_models(app, services)
@@ -50,6 +55,8 @@ def create_app(services: Services) -> FastAPI:
     add_admin(app, services)
     add_adapter_api(app, services)
     add_vllm_lora(app, services)
+    if replica is not None:
+        add_fleet(app, replica)
     bodies = (ChatRequest, CompletionRequest, PinRequest, *BODIES)
     install_openapi(app, bodies, (ModelCard, ModelList, *STRUCTS))
     return app

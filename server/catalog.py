@@ -50,7 +50,8 @@ class ServedModel:
     """What a request is answered with, under the name that it used.
 
     ``digest`` None is the base model; ``root`` is what the adapter was made of, the directory of
-    the base. ``tokenizer`` and ``chat_template`` None are the base's.
+    the base. ``tokenizer`` and ``chat_template`` None are the base's; ``text_digest`` is of the
+    files that they were read from. ``uses_base_prefix``: its prompts begin in the base's KV.
     """
 
     name: str
@@ -61,6 +62,8 @@ class ServedModel:
     version: int | None = None
     vocab_size: int | None = None
     created: int | None = None
+    text_digest: str | None = None
+    uses_base_prefix: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,11 @@ class Catalog:
     def alias_names(self) -> list[str]:
         """Names of aliases, in the order they came."""
         return list(self._aliases)
+
+    def can_serve(self, name: str) -> bool:
+        """Whether an adapter's current version is there to answer."""
+        adapter = self._adapters[name]
+        return adapter.current in adapter.versions
 
     def resolve(self, name: str | None, key: str | None = None) -> ServedModel:
         """What answers ``name`` now; ``key`` decides between the targets of a split alias.

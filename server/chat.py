@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from msgspec import UNSET
 
 from ..engine.types import TokenLogprobs
+from ..gateway.fleet.resume import ResumedChoice
 from .access import Tenant
 from .answer import Answer, ChoiceText, shows
 from .catalog import ServedModel
+from .fleet.keys_choices import key_chat
 from .generation import ChoiceDelta, Terms, expand_choices
 from .logprobs import chat_logprobs
 from .openai import ChatRequest
@@ -43,6 +45,7 @@ async def open_chat(
         prompt_field="messages",
     )
     choices = expand_choices([(prompt.token_ids, params)], model.digest, Terms.of(body, tenant))
+    choices = key_chat(services.prefix_keys, body, model, prompt, choices, services.tokenizer)
     answer = Answer.open("chatcmpl", body, model, [prompt], choices)
     return ChatWriter(answer, model.tokenizer or services.tokenizer)
 
@@ -55,13 +58,18 @@ class ChatWriter:
         self._tokenizer = tokenizer
         self._opened: set[int] = set()
 
+    def resume(self, answer: Answer, sent: Sequence[ResumedChoice]) -> None:
+        """Go on with ``answer``: what was sent has its role."""
+        self.answer = answer
+        self._opened.update(choice.index for choice in sent)
+
     def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> ChatCompletion:
         """The body of an answer that is not streamed."""
         answer = self.answer
         return ChatCompletion(
             id=answer.id,
             created=answer.created,
-            model=answer.model.name,
+            model=answer.model_name,
             choices=[self._choice(index, choice) for index, choice in enumerate(choices)],
             usage=usage,
             prompt_token_ids=(answer.prompts[0].token_ids if answer.return_token_ids else UNSET),
@@ -105,7 +113,7 @@ class ChatWriter:
             ChatChunk(
                 id=answer.id,
                 created=answer.created,
-                model=answer.model.name,
+                model=answer.model_name,
                 choices=choices,
                 usage=usage if answer.include_usage else UNSET,
                 prompt_token_ids=answer.prompts[0].token_ids if with_ids else UNSET,

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from msgspec import UNSET, UnsetType
 
 from ..engine.types import TokenLogprobs
+from ..gateway.fleet.resume import ResumedChoice
 from .access import Tenant
 from .answer import Answer, ChoiceText, shows
 from .catalog import ServedModel
 from .errors import bad_field
+from .fleet.keys_choices import key_completion
 from .generation import ChoiceDelta, Terms, expand_choices
-from .logprobs import completion_logprobs
+from .logprobs import completion_logprobs, num_offset_characters
 from .openai import CompletionRequest
 from .sampling import COMPLETION_MAX_TOKENS, fit_max_tokens, sampling_params, with_seed
 from .services import Services
@@ -47,6 +49,9 @@ async def open_completion(
     ]
     pairs = [(prompt.token_ids, one) for prompt, one in zip(prompts, fitted, strict=True)]
     choices = expand_choices(pairs, model.digest, Terms.of(body, tenant))
+    choices = key_completion(
+        services.prefix_keys, body, model, prompts, choices, services.tokenizer
+    )
     answer = Answer.open("cmpl", body, model, prompts, choices)
     tokenizer = model.tokenizer or services.tokenizer
     return CompletionWriter(answer, tokenizer, echo=bool(body.echo))
@@ -63,6 +68,15 @@ class CompletionWriter:
         ]
         self._opened: set[int] = set()
         self._text_offsets = [0] * len(answer.choices)
+
+    def resume(self, answer: Answer, sent: Sequence[ResumedChoice]) -> None:
+        """Go on with ``answer``: what was sent has its echo, and offsets go on behind it."""
+        self.answer = answer
+        for choice in sent:
+            self._opened.add(choice.index)
+            if answer.num_logprobs is not None:
+                offset = num_offset_characters(self._tokenizer, choice.token_ids)
+                self._text_offsets[choice.index] = offset
 
     def _echo(self, prompt_index: int) -> str:
         prompt = self.answer.prompts[prompt_index]
@@ -119,7 +133,7 @@ class CompletionWriter:
         return Completion(
             id=answer.id,
             created=answer.created,
-            model=answer.model.name,
+            model=answer.model_name,
             choices=choices,
             usage=usage,
         )

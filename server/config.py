@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..engine.config import EngineConfig
-from .access import Access, parse_access
+from .access import Access, parse_access, read_fleet_secret
 from .adapters.sources import SourcePolicy
+from .fleet.options import FLEET_OPTIONS, FleetOptions, parse_fleet_options
 
 GenerationDefaults = Literal["auto", "none"]
 
@@ -64,6 +65,7 @@ class ServeConfig:
     ``served_model_names`` are the base model's names, the first one leading.
     ``ready_timeout`` is the N of ``/ready``. ``state_dir`` keeps adapters over restarts, None for
     not at all; ``adapter_versions_kept`` older versions of each are kept to roll back to.
+    ``fleet`` says which fleet this server belongs to, if any.
     """
 
     engine: EngineConfig
@@ -78,10 +80,12 @@ class ServeConfig:
     ready_timeout: float = 10.0
     restart_engine: bool = False
     log_level: str = "info"
+    otlp_endpoint: str | None = None
     limits: Limits = field(default_factory=Limits)
     state_dir: str | None = None
     sources: SourcePolicy = field(default_factory=SourcePolicy)
     adapter_versions_kept: int = 4
+    fleet: FleetOptions = field(default_factory=FleetOptions)
 
 
 def parse_serve_options(options: Mapping[str, Any]) -> ServeConfig:
@@ -90,11 +94,14 @@ def parse_serve_options(options: Mapping[str, Any]) -> ServeConfig:
     for name, value in given.items():
         _check_number(f"--{name.replace('_', '-')}", value)
     adapters = tuple(_named("--lora", AdapterSpec.parse, text) for text in given.pop("lora"))
+    secret = read_fleet_secret(given["fleet_secret"])
+    fleet = parse_fleet_options({name: given.pop(name) for name in FLEET_OPTIONS}, secret)
     access = parse_access({name: given.pop(name) for name in _ACCESS_OPTIONS})
     return ServeConfig(
-        engine=_engine_config(given),
+        engine=replace(_engine_config(given), tell_blocks=access.fleet_secret is not None),
         adapters=adapters,
-        access=access,
+        access=replace(access, is_closed=fleet.redis_url is not None),
+        fleet=fleet,
         served_model_names=tuple(given.pop("served_model_name")),
         limits=Limits(
             max_body_bytes=int(given.pop("max_body_mb") * (1 << 20)),

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import re
 import uuid
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..gateway.fleet.tracing import Tracer
 from .access import Tenant
 from .adapters.leases import Lease
-from .admission import Admission, is_admin_path
+from .admission import Admission, is_admin_path, is_fleet_path, model_of
 from .errors import ApiError
+from .fleet.ledger import LedgerEntry, RequestLedger
 from .gate import Gate
+from .request_trace import traced
 
 REQUEST_ID = "x-request-id"
 TENANT_STATE = "tenant"
 LEASE_STATE = "leases"
+FLEET_STATE = "fleet"
+MODEL_STATE = "fleet_model"
 
 # What a server that shuts down no longer begins, and lets end.
 _WORK = ("POST", "PUT")
@@ -26,12 +31,21 @@ _GOOD_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Door:
-    """ASGI middleware around the application."""
+    """ASGI middleware around the application; ``ledger`` notes the fleet's requests."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, admission: Admission) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        gate: Gate,
+        admission: Admission,
+        ledger: RequestLedger | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._app = app
         self._gate = gate
         self._admission = admission
+        self._ledger = ledger or RequestLedger()
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what may not come in, pass on the rest."""
@@ -40,10 +54,17 @@ class Door:
             return
         leases = scope.setdefault("state", {})[LEASE_STATE] = list[Lease]()
         headers = Headers(scope=scope)
-        send = _with_request_id(send, _request_id(headers))
+        request_id = _request_id(headers)
+        send = _with_request_id(send, request_id)
         try:
             guarded = self._admit(scope, headers)
-            with self._gate.enter() if guarded and scope["method"] in _WORK else nullcontext():
+            with ExitStack() as inside:
+                if scope["state"].get(FLEET_STATE):
+                    send = _noted(send, inside.enter_context(self._ledger.enter(request_id)))
+                if guarded and scope["method"] in _WORK:
+                    inside.enter_context(self._gate.enter())
+                    if self._tracer is not None:
+                        send = inside.enter_context(traced(self._tracer, headers, scope, send))
                 await self._app(scope, receive, send)
         except ApiError as error:
             await error.response()(scope, receive, send)
@@ -52,15 +73,23 @@ class Door:
                 lease.release()
 
     def _admit(self, scope: Scope, headers: Headers) -> bool:
-        """Whether this is a guarded path; notes the tenant in the request's state."""
+        """Whether this is a guarded path; notes in the request's state who sends it.
+
+        Without the fleet's secret there is nothing under ``/fleet/``.
+        """
         path = scope["path"]
         if not path.isprintable():
             # A route also fits a path with a newline behind it, which is nobody's path here.
             raise ApiError("There is nothing at this path.", status=404, code="not_found")
         if is_admin_path(path):
             self._admission.check_admin(headers)
+        elif is_fleet_path(path):
+            self._admission.check_fleet(headers, scope["method"], path)
         elif path.startswith("/v1/"):
-            scope["state"][TENANT_STATE] = self._admission.tenant(headers)
+            state = scope["state"]
+            state[TENANT_STATE] = self._admission.tenant(headers)
+            state[FLEET_STATE] = self._admission.is_fleet(headers)
+            state[MODEL_STATE] = model_of(headers) if state[FLEET_STATE] else None
         else:
             return False
         return True
@@ -71,6 +100,13 @@ def tenant_of(request: Request) -> Tenant:
     tenant = getattr(request.state, TENANT_STATE)
     assert isinstance(tenant, Tenant)
     return tenant
+
+
+def model_for(request: Request) -> str | None:
+    """The catalog's name that a gateway has answer, in place of the body's ``model``."""
+    name = getattr(request.state, MODEL_STATE)
+    assert name is None or isinstance(name, str)
+    return name
 
 
 def keep_lease(request: Request, lease: Lease) -> None:
@@ -91,3 +127,11 @@ def _with_request_id(send: Send, request_id: str) -> Send:
         await send(message)
 
     return send_with_id
+
+
+def _noted(send: Send, entry: LedgerEntry) -> Send:
+    async def send_and_note(message: Message) -> None:
+        await send(message)
+        entry.is_sent = True
+
+    return send_and_note

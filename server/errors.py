@@ -79,6 +79,11 @@ def bad_field(param: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(f"{param}: {message}", param=param, code=code)
 
 
+def no_path(method: str, path: str) -> ApiError:
+    """404 for a path where nothing is."""
+    return ApiError(f"There is no {method} {path} here.", status=404, code="not_found")
+
+
 def unavailable(message: str, code: str) -> ApiError:
     """503: nothing is wrong with the request, come back later."""
     return ApiError(message, status=503, type="server_error", code=code)
@@ -150,7 +155,7 @@ def install_error_handlers(app: FastAPI) -> None:
 def _from_http(request: Request, error: HTTPException) -> ApiError:
     path, method = request.url.path, request.method
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return ApiError(f"There is no {method} {path} here.", status=404, code="not_found")
+        return no_path(method, path)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
         return ApiError(

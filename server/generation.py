@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from ..engine.types import GenerationRequest, SamplingParams, TokenOutput
 from .access import Tenant
 from .catalog import ServedModel
+from .choice_trace import ChoiceTrace, ChoiceTracing
 from .errors import internal_error, overloaded, refused, unavailable
+from .fleet.keys import AnswerKeys
 from .metrics import ChoiceTimer, ServerMetrics
 from .openai import SamplingFields
 from .text.detokenizer import Detokenizer, TextDelta
@@ -34,16 +37,21 @@ class Terms:
     @classmethod
     def of(cls, body: SamplingFields, tenant: Tenant) -> Terms:
         """The terms that ``tenant``'s request asks for."""
-        return cls(tenant=tenant, priority=body.priority or 0, cache_salt=body.cache_salt)
+        priority = (body.priority or 0) + tenant.priority
+        return cls(tenant=tenant, priority=priority, cache_salt=body.cache_salt)
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRequest:
-    """A choice of one prompt; ``index`` is its place in the response."""
+    """A choice of one prompt; ``index`` is its place in the response.
+
+    ``keys`` makes what gateways find the answer's KV by.
+    """
 
     index: int
     prompt_index: int
     generation: GenerationRequest
+    keys: AnswerKeys | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,7 @@ def expand_choices(
                 tenant=terms.tenant.name,
                 weight=terms.tenant.weight,
                 cache_salt=terms.cache_salt,
+                cache_group=terms.tenant.cache_group,
             )
             choices.append(ChoiceRequest(len(choices), prompt_index, generation))
     return choices
@@ -83,19 +92,45 @@ def expand_choices(
 class Generator:
     """Runs choices on the engine behind ``generate``; ``tokenizer`` is the base's."""
 
-    def __init__(self, generate: Generate, tokenizer: Tokenizer, metrics: ServerMetrics) -> None:
+    def __init__(
+        self,
+        generate: Generate,
+        tokenizer: Tokenizer,
+        metrics: ServerMetrics,
+        tracing: ChoiceTracing | None = None,
+    ) -> None:
         self._generate = generate
         self._tokenizer = tokenizer
         self._metrics = metrics
+        self._tracing = tracing
+
+    def detokenizer(self, choice: ChoiceRequest, model: ServedModel) -> Detokenizer:
+        """What turns a choice's tokens into text."""
+        generation = choice.generation
+        tokenizer = model.tokenizer or self._tokenizer
+        return Detokenizer(tokenizer, generation.prompt_token_ids, generation.params)
 
     async def run(
-        self, choices: Sequence[ChoiceRequest], model: ServedModel, arrival: float
+        self,
+        choices: Sequence[ChoiceRequest],
+        model: ServedModel,
+        arrival: float,
+        replayed: Mapping[int, Detokenizer] = MappingProxyType({}),
     ) -> AsyncGenerator[ChoiceDelta]:
         """Deltas of all choices as they come; closing this aborts what still runs.
 
-        Raises ApiError for a request that fails, EngineDeadError when the engine is gone.
+        ``replayed`` are the detokenizers of choices that were begun elsewhere, by index. Raises
+        ApiError for a request that fails, EngineDeadError when the engine is gone.
         """
-        sources = [self._run_choice(choice, model, arrival) for choice in choices]
+        sources = [
+            self._run_choice(
+                choice,
+                model,
+                arrival,
+                replayed.get(choice.index) or self.detokenizer(choice, model),
+            )
+            for choice in choices
+        ]
         merged = sources[0] if len(sources) == 1 else _merge(sources)
         with self._metrics.in_flight(model, _tenant_of(choices[0].generation)):
             async with aclosing(merged):
@@ -103,28 +138,40 @@ class Generator:
                     yield delta
 
     async def _run_choice(
-        self, choice: ChoiceRequest, model: ServedModel, arrival: float
+        self, choice: ChoiceRequest, model: ServedModel, arrival: float, detokenizer: Detokenizer
     ) -> AsyncGenerator[ChoiceDelta]:
         generation = choice.generation
-        prompt = generation.prompt_token_ids
-        tokenizer = model.tokenizer or self._tokenizer
-        detokenizer = Detokenizer(tokenizer, prompt, generation.params)
-        with self._metrics.time_choice(model.name, generation, arrival) as timer:
+        with (
+            self._metrics.time_choice(model.name, generation, arrival) as timer,
+            self._traced(generation) as trace,
+        ):
             # Closing the engine's iterator is what aborts a request that a stop string ended.
             async with aclosing(self._generate(generation)) as outputs:
                 async for output in outputs:
+                    if trace is not None:
+                        trace.take(output)
                     raise_for(output)
                     if output.queue_seconds is not None:
                         timer.queued(output.queue_seconds)
                     delta = detokenizer.push(output)
                     _count(timer, delta)
+                    _key(choice, delta)
                     yield ChoiceDelta(choice, delta)
                     if detokenizer.finished:
                         return
 
+    def _traced(self, generation: GenerationRequest) -> AbstractContextManager[ChoiceTrace | None]:
+        return nullcontext() if self._tracing is None else self._tracing.trace(generation)
+
 
 def _tenant_of(generation: GenerationRequest) -> Tenant:
     return Tenant(generation.tenant, generation.weight)
+
+
+def _key(choice: ChoiceRequest, delta: TextDelta) -> None:
+    """Of an answer that was begun elsewhere the text is not all here."""
+    if choice.keys is not None and not choice.generation.output_token_ids:
+        choice.keys.add(delta.text, delta.token_ids, delta.finish_reason)
 
 
 def _count(timer: ChoiceTimer, delta: TextDelta) -> None:

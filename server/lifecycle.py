@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from .app import create_app
+from .fleet.member import Membership, membership
 from .services import Services
 
 EXIT_OK, EXIT_ENGINE_DEAD = 0, 1
@@ -44,24 +45,32 @@ async def serve_http(
     watching = asyncio.create_task(services.supervisor.watch())
     monitoring = asyncio.create_task(services.monitor.run())
     try:
-        while not (http.started or serving.done()):
-            await asyncio.sleep(0.01)
-        _announce(services, listener, say)
-        await _first(stop, services.supervisor.failed, serving)
-        services.gate.close()
-        failed = services.supervisor.failed.is_set()
-        if failed:
-            say(f"the engine is gone: {services.supervisor.engine.exit_reason}")
-            await _emptied(services, FLUSH_SECONDS)
-        else:
-            await _drain(services, say)
-        return EXIT_ENGINE_DEAD if failed else EXIT_OK
+        async with membership(services.replica) as fleet:
+            while not (http.started or serving.done()):
+                await asyncio.sleep(0.01)
+            fleet.listening()
+            _announce(services, listener, say)
+            await _first(stop, services.supervisor.failed, serving)
+            return await _end(services, fleet, say)
     finally:
         http.should_exit = True
         for task in (watching, monitoring):
             task.cancel()
         await services.supervisor.stop()
         await asyncio.gather(serving, watching, monitoring, return_exceptions=True)
+
+
+async def _end(services: Services, fleet: Membership, say: Callable[[str], None]) -> int:
+    """Take nothing new and let what runs finish; the exit status."""
+    if services.supervisor.failed.is_set():
+        services.gate.close()
+        say(f"the engine is gone: {services.supervisor.engine.exit_reason}")
+        await _emptied(services, FLUSH_SECONDS)
+        return EXIT_ENGINE_DEAD
+    await fleet.announce_end()
+    services.gate.close()
+    await _drain(services, say)
+    return EXIT_OK
 
 
 async def _drain(services: Services, say: Callable[[str], None]) -> None:

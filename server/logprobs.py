@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..engine.types import TokenLogprobs
 from .text.tokenizer import Tokenizer
@@ -46,6 +46,11 @@ def completion_logprobs(
         [_top_texts(tokenizer, position, num_top) for position in positions] if num_top else None,
         offsets,
     )
+
+
+def num_offset_characters(tokenizer: Tokenizer, token_ids: Iterable[int]) -> int:
+    """By how much these tokens move ``text_offset`` on."""
+    return sum(len(_text(tokenizer.token_bytes(token_id))) for token_id in token_ids)
 
 
 def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> tuple[str, float, list[int]]:

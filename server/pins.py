@@ -13,7 +13,8 @@ from pydantic import Field
 from ..engine.cache_types import PinReport, PrefixTarget
 from ..engine.errors import RequestError
 from ..engine.types import DEFAULT_TENANT, GenerationRequest, SamplingParams
-from .access import TENANT_NAME, TENANT_NAME_RULE, Tenant
+from ..gateway.fleet.identity import TENANT_NAME, TENANT_NAME_RULE
+from .access import Tenant
 from .catalog import ServedModel
 from .errors import ApiError, bad_field, to_api_error
 from .generation import raise_for
@@ -35,6 +36,7 @@ class PinRequest(Part):
     prompt_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
     ttl_seconds: Annotated[float, Field(ge=1, le=604800)]
     tenant: str | None = None
+    cache_group: str | None = None
     cache_salt: CacheSalt | None = None
     warm: bool = True
 
@@ -70,6 +72,7 @@ async def _pin(services: Services, body: PinRequest, model: ServedModel) -> PinR
         prompt_token_ids=prefix.token_ids,
         adapter=prefix.model.digest,
         tenant=_tenant(services, body),
+        cache_group=_group(services, body),
         cache_salt=body.cache_salt,
     )
     with _in_words_of(prefix.field):
@@ -121,7 +124,7 @@ def _tenant(services: Services, body: PinRequest) -> str | None:
     """Whose prefix it is; None where tenants share theirs."""
     if body.tenant is not None and not TENANT_NAME.fullmatch(body.tenant):
         raise bad_field("tenant", f"must be {TENANT_NAME_RULE}")
-    if not services.config.engine.isolate_tenants:
+    if not services.config.engine.isolate_tenants or body.cache_group is not None:
         return None
     if body.tenant is None and services.config.access.asks_for_keys:
         raise bad_field(
@@ -138,6 +141,17 @@ def _tenant(services: Services, body: PinRequest) -> str | None:
     return tenant
 
 
+def _group(services: Services, body: PinRequest) -> str | None:
+    """The sharing group whose prefix it is; None where that of a tenant, or of all."""
+    if body.cache_group is None or not services.config.engine.isolate_tenants:
+        return None
+    if not TENANT_NAME.fullmatch(body.cache_group):
+        raise bad_field("cache_group", f"must be {TENANT_NAME_RULE}")
+    if body.tenant is not None:
+        raise bad_field("cache_group", "is given beside tenant; a prefix is of one of the two")
+    return body.cache_group
+
+
 async def _warm(services: Services, target: PrefixTarget) -> None:
     """Have the prefix computed, on the tenant's account, by asking for one token after it."""
     access = services.config.access
@@ -150,6 +164,7 @@ async def _warm(services: Services, target: PrefixTarget) -> None:
         tenant=tenant.name,
         weight=tenant.weight,
         cache_salt=target.cache_salt,
+        cache_group=target.cache_group,
     )
     async with aclosing(services.supervisor.generate(request)) as outputs:
         async for output in outputs:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..engine.errors import EngineStartError
+from ..gateway.fleet.tracing import Tracer, TracingError
 from ..lora.errors import BranchlineError
 from .adapters.hub import find_directory
 from .adapters.registry import Registry
@@ -24,6 +25,7 @@ from .adapters.start import NamedSource, check_names, named_sources, start_adapt
 from .adapters.state import StateDirectory, open_state
 from .catalog import Catalog
 from .config import ServeConfig
+from .fleet.options import ReplicaIdentity, identify
 
 if TYPE_CHECKING:
     from ..engine.client import EngineClient
@@ -64,7 +66,8 @@ async def _serve(config: ServeConfig) -> int:
         _stop_signals() as stop,
         open_state(config.state_dir) as state,
     ):
-        server = await _unless(stop, _start(_open(config, state)))
+        opening = _open(config, state, identify(config.fleet, listener))
+        server = await _unless(stop, _start(opening))
         if server is None:
             _say("stopped before the engine was up")
             return EXIT_OK
@@ -80,9 +83,10 @@ class _Opening:
     state: StateDirectory
     registry: Registry
     named: Sequence[NamedSource]
+    identity: ReplicaIdentity
 
 
-def _open(config: ServeConfig, state: StateDirectory) -> _Opening:
+def _open(config: ServeConfig, state: StateDirectory, identity: ReplicaIdentity) -> _Opening:
     """Find the model's directory and the adapters', and read what was kept."""
     directory = find_directory(config.engine.model)
     catalog = Catalog(directory, config.served_model_names or (config.engine.model,))
@@ -90,7 +94,7 @@ def _open(config: ServeConfig, state: StateDirectory) -> _Opening:
     check_names(registry, catalog)
     named = named_sources(config.adapters, catalog)
     engine = replace(config.engine, model=directory)
-    return _Opening(replace(config, engine=engine), catalog, state, registry, named)
+    return _Opening(replace(config, engine=engine), catalog, state, registry, named, identity)
 
 
 Serving = Callable[[socket.socket, asyncio.Event], Coroutine[Any, Any, int]]
@@ -101,8 +105,9 @@ async def _start(opening: _Opening) -> Serving:
     from .adapters.loader import AdapterLoader
     from .adapters.parts import AdapterParts
     from .adapters.text import TextStore
+    from .fleet.fingerprint import fingerprint_model
     from .lifecycle import serve_http
-    from .services import build_services
+    from .services import build_services, with_replica
     from .supervisor import EngineSupervisor
     from .text.template_runner import TemplateProcesses
 
@@ -120,7 +125,16 @@ async def _start(opening: _Opening) -> Serving:
         texts = await asyncio.to_thread(TextStore, directory, tokenizer, templates)
         parts = AdapterParts(opening.state, loader, texts)
         created = int(time.time())
-        services = build_services(config, opening.catalog, tokenizer, supervisor, parts, created)
+        fingerprint = await asyncio.to_thread(
+            fingerprint_model, config.engine, engine.info, tokenizer.chat_template
+        )
+        tracer = _open_tracer(config.otlp_endpoint)
+        if tracer is not None:
+            stack.push_async_callback(asyncio.to_thread, tracer.close)
+        services = build_services(
+            config, opening.catalog, tokenizer, supervisor, parts, created, fingerprint, tracer
+        )
+        services = with_replica(services, opening.identity, opening.state.blobs)
         stack.push_async_callback(services.adapters.close)
         # Before that, so that nothing waits for them.
         stack.push_async_callback(loader.close)
@@ -133,6 +147,13 @@ async def _start(opening: _Opening) -> Serving:
             return await serve_http(services, listener, stop, _say)
 
     return serve
+
+
+def _open_tracer(endpoint: str | None) -> Tracer | None:
+    try:
+        return None if endpoint is None else Tracer.open("branchline-server", endpoint)
+    except TracingError as error:
+        raise ServeError(str(error)) from error
 
 
 async def _new_engine(config: ServeConfig) -> EngineClient:

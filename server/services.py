@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from ..gateway.fleet.tracing import Tracer
 from .adapters.manager import AdapterManager
 from .adapters.parts import AdapterParts, build_manager
 from .adapters.sources import SourcePolicy
 from .catalog import Catalog
+from .choice_trace import ChoiceTracing
 from .config import Limits, ServeConfig
+from .fleet.keys import PrefixKeys
+from .fleet.keys_choices import build_prefix_keys
+from .fleet.options import ReplicaIdentity
+from .fleet.replica import FleetReplica, ReplicaParts, build_replica
 from .gate import Gate
 from .generation import Generator
 from .health import ProgressMonitor
@@ -21,7 +29,12 @@ from .text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """Everything behind one application. ``created`` is when it came up, in Unix seconds."""
+    """Everything behind one application.
+
+    ``created`` is when it came up, in Unix seconds. ``fingerprint`` is of all that decides what
+    the base model says here. ``epoch`` is drawn at each start. ``replica`` is what
+    it has as a part of a fleet.
+    """
 
     config: ServeConfig
     catalog: Catalog
@@ -36,6 +49,11 @@ class Services:
     monitor: ProgressMonitor
     gate: Gate
     created: int
+    fingerprint: str = ""
+    tracer: Tracer | None = None
+    epoch: str = ""
+    prefix_keys: PrefixKeys | None = None
+    replica: FleetReplica | None = None
 
 
 def _limits_of(config: ServeConfig, num_seats: int) -> Limits:
@@ -61,6 +79,8 @@ def build_services(
     supervisor: EngineSupervisor,
     parts: AdapterParts,
     created: int,
+    fingerprint: str = "",
+    tracer: Tracer | None = None,
 ) -> Services:
     """Wire the parts up around a started engine."""
     info = supervisor.info
@@ -68,6 +88,10 @@ def build_services(
     access = config.access
     tenants = [access.tenant(name) for name in access.tenant_names]
     metrics = ServerMetrics(catalog, lambda: supervisor.stats, tenants)
+    epoch = uuid.uuid4().hex
+    tracing = None
+    if tracer is not None:
+        tracing = ChoiceTracing(tracer, lambda: supervisor.stats.num_steps)
     use_defaults = config.generation_config == "auto"
     return Services(
         config=config,
@@ -84,10 +108,31 @@ def build_services(
             info.max_model_len,
             read_defaults(catalog.base.root if use_defaults else None),
         ),
-        generator=Generator(supervisor.generate, tokenizer, metrics),
+        generator=Generator(supervisor.generate, tokenizer, metrics, tracing),
         metrics=metrics,
         supervisor=supervisor,
         monitor=ProgressMonitor(supervisor, config.ready_timeout),
         gate=Gate(),
         created=created,
+        fingerprint=fingerprint,
+        tracer=tracer,
+        epoch=epoch,
+        prefix_keys=build_prefix_keys(config, supervisor, epoch),
     )
+
+
+def with_replica(services: Services, identity: ReplicaIdentity, blobs: Path) -> Services:
+    """The same with what a fleet needs, where there is a fleet's secret."""
+    parts = ReplicaParts(
+        config=services.config,
+        identity=identity,
+        catalog=services.catalog,
+        manager=services.adapters,
+        supervisor=services.supervisor,
+        gate=services.gate,
+        blobs=blobs,
+        fingerprint=services.fingerprint,
+        epoch=services.epoch,
+        keys=services.prefix_keys,
+    )
+    return replace(services, replica=build_replica(parts))

@@ -11,7 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import to_api_error
+from .errors import ApiError, to_api_error
+from .fleet.keep_alive import KEEP_ALIVE_SECONDS, kept_alive
+from .fleet.resume_state import StreamState
 from .wire import DONE_EVENT, encode_event
 
 T = TypeVar("T")
@@ -28,15 +30,19 @@ class EventStream(Response):
     """Sends events until they end, fail or the client leaves; then ``events`` is closed.
 
     The first event is awaited before the status line goes out, so that what fails until
-    then is an ordinary error answer. A later failure is an event with ``error``.
+    then is an ordinary error answer. A later failure is an event with ``error``. With ``state``
+    the stream is a gateway's: that describes a failure too, and no second passes in silence.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, events: AsyncGenerator[bytes]) -> None:
+    def __init__(
+        self, first: bytes, events: AsyncGenerator[bytes], state: StreamState | None = None
+    ) -> None:
         super().__init__(media_type=self.media_type)
         self._first = first
         self._events = events
+        self._state = state
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"
@@ -56,24 +62,37 @@ class EventStream(Response):
         async with aclosing(self._events):
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
-            await send({"type": "http.response.body", "body": self._first, "more_body": True})
-            try:
-                async for event in self._events:
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-            except Exception as error:
-                event = encode_event({"error": to_api_error(error).detail})
+            if self._state is None:
+                await self._send_events(send)
+            else:
+                async with kept_alive(send, KEEP_ALIVE_SECONDS) as send_alive:
+                    await self._send_events(send_alive)
+
+    async def _send_events(self, send: Send) -> None:
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        try:
+            async for event in self._events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": DONE_EVENT, "more_body": False})
+        except Exception as error:
+            event = self._failure(to_api_error(error))
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": DONE_EVENT, "more_body": False})
+
+    def _failure(self, error: ApiError) -> bytes:
+        event = encode_event({"error": error.detail})
+        return event if self._state is None else self._state.with_failure(event, error)
 
 
-async def start_stream(request: Request, events: AsyncGenerator[bytes]) -> EventStream:
-    """A stream whose first event is there; raises what ``events`` raises before it."""
+async def start_stream(
+    request: Request, events: AsyncGenerator[bytes], state: StreamState | None = None
+) -> EventStream:
+    """A stream whose first event is there, or that has none; raises what comes before it."""
     try:
-        first = await while_connected(request, anext(events))
+        first = await while_connected(request, anext(events, b""))
     except BaseException:
         await events.aclose()
         raise
-    return EventStream(first, events)
+    return EventStream(first, events, state)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

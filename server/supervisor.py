@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol
 
 from ..engine.adapter_types import AdapterEvent, AdapterReport, FreedAdapter, PinTier
-from ..engine.cache_types import CacheReport, PinReport, PrefixTarget
+from ..engine.cache_types import BlockChanges, CacheReport, PinReport, PrefixTarget
 from ..engine.errors import EngineDeadError, EngineError
 from ..engine.types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 
@@ -61,6 +61,7 @@ class Engine(Protocol):
     dead: asyncio.Event
     exit_reason: str | None
     on_adapter_event: Callable[[AdapterEvent], None]
+    on_block_changes: Callable[[BlockChanges], None]
 
     @property
     def calls(self) -> Calls:
@@ -95,7 +96,8 @@ class EngineSupervisor:
         self._stopping = False
         self._on_start: Callable[[Engine], Awaitable[None]] | None = None
         self._listeners: list[Callable[[AdapterEvent], None]] = []
-        engine.on_adapter_event = self._tell
+        self._block_listeners: list[Callable[[BlockChanges], None]] = []
+        self._listen(engine)
 
     def on_start(self, callback: Callable[[Engine], Awaitable[None]]) -> None:
         """Have ``callback`` awaited with a restarted engine, before that gets any request."""
@@ -104,6 +106,18 @@ class EngineSupervisor:
     def subscribe_adapters(self, listener: Callable[[AdapterEvent], None]) -> None:
         """Have ``listener`` told of every adapter that comes to a tier or leaves it."""
         self._listeners.append(listener)
+
+    def subscribe_blocks(self, listener: Callable[[BlockChanges], None]) -> None:
+        """Have ``listener`` told which blocks are cached, where ``tell_blocks`` is set."""
+        self._block_listeners.append(listener)
+
+    def _listen(self, engine: Engine) -> None:
+        engine.on_adapter_event = self._tell
+        engine.on_block_changes = self._tell_blocks
+
+    def _tell_blocks(self, changes: BlockChanges) -> None:
+        for listener in self._block_listeners:
+            listener(changes)
 
     def _tell(self, event: AdapterEvent) -> None:
         for listener in self._listeners:
@@ -182,6 +196,7 @@ class EngineSupervisor:
             if self._stopping:
                 return
             logger.error("engine: %s", self.engine.exit_reason)
+            self._tell_blocks(BlockChanges(cleared=True))
             if not await self._restart():
                 self.failed.set()
                 return
@@ -199,7 +214,7 @@ class EngineSupervisor:
             await self.engine.stop()
         try:
             engine = await self._start()
-            engine.on_adapter_event = self._tell
+            self._listen(engine)
             if self._on_start is not None:
                 await self._on_start(engine)
         except EngineError as error:

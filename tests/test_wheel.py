@@ -40,11 +40,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site_packages(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the wheel lies once installed in a clean environment, without what it needs."""
-    dist, environment = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("venv")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dist = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--wheel", "--outdir", dist, source)
-    (wheel,) = dist.glob("*.whl")
+    (built,) = dist.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def site_packages(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the wheel lies once installed in a clean environment, without what it needs."""
+    environment = tmp_path_factory.mktemp("venv")
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
@@ -81,3 +87,38 @@ def test_installed_package_imports_without_its_dependencies(site_packages: Path)
     version, file = run(python, "-c", code, cwd=site_packages.parent).split()
     assert version.count(".") == 2
     assert Path(file).is_relative_to(site_packages)
+
+
+# What a gateway has no use for, and what would make its image large.
+HEAVY = {"torch", "triton", "transformers", "tokenizers", "numpy", "fastapi", "pydantic", "pyzmq"}
+
+
+@pytest.fixture(scope="module")
+def light(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment into which the wheel was installed for a gateway alone."""
+    environment = tmp_path_factory.mktemp("light")
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    pinned = ("-c", ROOT / "constraints.txt", f"{wheel}[gateway]")
+    run(python, "-m", "pip", "install", "--quiet", *pinned)
+    return python
+
+
+def test_a_gateway_is_installed_without_torch(light: Path) -> None:
+    listed = run(light, "-m", "pip", "list", "--format=freeze").lower().split()
+    assert not HEAVY & {line.partition("==")[0] for line in listed}
+
+
+@pytest.mark.parametrize("command", ["gateway", "up", "tenant", "adapter"])
+def test_a_light_install_has_the_commands_of_a_fleet(light: Path, command: str) -> None:
+    shown = run(light.parent / "branchline", command, "--help", cwd=light.parent)
+    assert shown.startswith("Usage: branchline")
+
+
+def test_a_light_install_imports_all_of_the_gateway(light: Path) -> None:
+    code = (
+        "import importlib, pkgutil, branchline.gateway as g\n"
+        "for m in pkgutil.walk_packages(g.__path__, 'branchline.gateway.'):\n"
+        "    importlib.import_module(m.name)\n"
+    )
+    run(light, "-c", code, cwd=light.parent)

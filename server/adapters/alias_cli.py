@@ -6,8 +6,8 @@ import re
 
 import click
 
-from .client import Fields, name_path
-from .console import Console, command
+from ...gateway.fleet.admin_client import Fields, name_path
+from ...gateway.fleet.admin_console import Console, command
 from .tables import alias_table
 
 _TARGET = re.compile(r"([^,=]+)(?:,(\d{1,15}))?(?:=(\d+(?:\.\d+)?))?")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from ...engine.adapter_types import FreedAdapter, PinTier
+from ...gateway.fleet.versions import is_fleet_name
 from ..catalog import AdapterVersion
 from ..errors import ApiError
 from .intake import AdapterIntake, IsKnown, Prepared
@@ -23,6 +24,9 @@ from .tiers import AdapterTiers
 from .turns import Turns
 
 MAX_PARALLEL_PUTS = 8
+
+NameOf = Callable[[str, str | None], str]
+"""Of a digest and a text digest: the name of the version that has them."""
 
 
 class AdapterChanges:
@@ -76,6 +80,21 @@ class AdapterChanges:
             if prepared is None:
                 return None
             return await self._take_in(name, source, prepared, None)
+
+    async def put_by_content(self, source: AdapterSource, name_of: NameOf) -> str:
+        """As ``put``, under the name that ``name_of`` gives its digests, or raises for; that name.
+
+        What such a name answers with never changes.
+        """
+        with _storing(), self._live.workroom() as work:
+            async with self._room:
+                prepared = await self._intake.prepare(source, work)
+                assert prepared is not None, "nothing is known to make it needless"
+                name = name_of(prepared.facts.digest, prepared.text_digest)
+                assert is_fleet_name(name)
+                async with self._turns.of(name):
+                    await self._take_in(name, source, prepared, None)
+                return name
 
     def _knows(self, name: str) -> IsKnown:
         record = self._live.registry.adapters.get(name)
@@ -141,7 +160,8 @@ class AdapterChanges:
         self, registry: Registry, name: str, version: AdapterVersion, pin: PinTier | None
     ) -> Registry:
         """The registry with a version that has just come as ``name``'s current one."""
-        self._check_free(name, registry)
+        if not is_fleet_name(name):
+            self._check_free(name, registry)
         record = registry.adapters.get(name) or AdapterRecord.empty()
         if not (record.history and record.current.has_bytes_of(version)):
             record = record.with_version(replace(version, number=record.next_number))

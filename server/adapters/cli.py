@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
+from ...gateway.fleet.admin_client import AdminClient, Fields, name_path
+from ...gateway.fleet.admin_console import Console, command
 from .alias_cli import alias_command
-from .client import AdminClient, Fields, name_path
-from .console import Console, command
 from .pack import Upload
 from .tables import (
     adapter_details,
@@ -106,6 +106,12 @@ def _with_progress(upload: Upload) -> Iterator[bytes]:
     _say("the server checks it …")
 
 
+def _post(console: Console, name: str, verb: str, body: Fields | None = None) -> Fields:
+    """One verb on one adapter."""
+    path = f"/admin/adapters/{name_path(name)}/{verb}"
+    return console.client.call("POST", path, json=body or {})
+
+
 def _say(text: str) -> None:
     """A word about what takes long, for who waits at a terminal."""
     if sys.stderr.isatty():
@@ -149,7 +155,7 @@ def _state_line(entry: Fields) -> str:
 @_tier_option
 def pin_adapter(console: Console, name: str, tier: str) -> None:
     """Keep an adapter at a tier."""
-    entry = console.post(name, "pin", {"tier": tier})
+    entry = _post(console, name, "pin", {"tier": tier})
     console.show(entry, _state_line(entry))
 
 
@@ -157,7 +163,7 @@ def pin_adapter(console: Console, name: str, tier: str) -> None:
 @click.argument("name")
 def unpin_adapter(console: Console, name: str) -> None:
     """End a pin."""
-    entry = console.post(name, "unpin")
+    entry = _post(console, name, "unpin")
     console.show(entry, _state_line(entry))
 
 
@@ -166,7 +172,7 @@ def unpin_adapter(console: Console, name: str) -> None:
 @_tier_option
 def load_adapter(console: Console, name: str, tier: str) -> None:
     """Bring an adapter to a tier now."""
-    entry = console.post(name, "load", {"tier": tier})
+    entry = _post(console, name, "load", {"tier": tier})
     console.show(entry, _state_line(entry))
 
 
@@ -175,7 +181,7 @@ def load_adapter(console: Console, name: str, tier: str) -> None:
 @_tier_option
 def evict_adapter(console: Console, name: str, tier: str) -> None:
     """Take an adapter off a tier."""
-    entry = console.post(name, "evict", {"tier": tier})
+    entry = _post(console, name, "evict", {"tier": tier})
     console.show(entry, _state_line(entry))
 
 
@@ -192,5 +198,5 @@ def list_versions(console: Console, name: str) -> None:
 @_version_option
 def roll_back(console: Console, name: str, version: int | None) -> None:
     """Answer with an older version again; without --version, the one before."""
-    answer = console.post(name, "rollback", {"version": version})
+    answer = _post(console, name, "rollback", {"version": version})
     console.show(answer, _state_line(answer["adapter"]))

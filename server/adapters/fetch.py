@@ -53,6 +53,8 @@ async def fetch(
                     return await _fetch_http(source, policy, staging, on_progress)
                 case "hub":
                     return await _fetch_hub(source, policy)
+                case "blob":
+                    return await _unpack_blob(source.location, policy, staging / "adapter")
                 case "upload":
                     raise AdapterError("source", "was uploaded, and must be uploaded again")
     except TimeoutError:
@@ -90,6 +92,14 @@ async def _fetch_http(
             return await in_thread(unpack, stop, archive, target, policy.max_bytes, stop=stop)
         finally:
             archive.unlink(missing_ok=True)
+
+
+async def _unpack_blob(sha256: str, policy: SourcePolicy, target: Path) -> Path:
+    archive = None if policy.blobs is None else Path(policy.blobs, sha256)
+    if archive is None or not await asyncio.to_thread(archive.is_file):
+        raise AdapterError("source", "its archive is gone, and has to come again")
+    stop = threading.Event()
+    return await in_thread(unpack, stop, archive, target, policy.max_bytes, stop=stop)
 
 
 async def _fetch_hub(source: AdapterSource, policy: SourcePolicy) -> Path:

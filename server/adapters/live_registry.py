@@ -165,6 +165,8 @@ class LiveRegistry:
             version=version.number,
             vocab_size=version.facts.vocab_size,
             created=int(version.created),
+            text_digest=version.text_digest,
+            uses_base_prefix=version.facts.uses_base_prefix,
         )
 
     def source_kind(self, digest: str) -> str:

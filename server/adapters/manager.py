@@ -13,7 +13,7 @@ from ..aliases import AliasTarget
 from ..catalog import AdapterVersion
 from ..supervisor import Engine
 from .aliases import AliasVerbs
-from .changes import AdapterChanges
+from .changes import AdapterChanges, NameOf
 from .intake import AdapterIntake
 from .live_registry import LiveRegistry
 from .names import not_there
@@ -68,6 +68,10 @@ class AdapterManager:
         None, and nothing is done, where the bytes are one of the versions of a name that answers.
         """
         return await self._changes.put_by_operator(name, source, turn)
+
+    async def put_by_content(self, source: AdapterSource, name_of: NameOf) -> str:
+        """As ``put``, under a name that ``name_of`` makes of the digests; returns that name."""
+        return await self._changes.put_by_content(source, name_of)
 
     async def delete(self, name: str, wait: float) -> RemovalResult:
         """Forget a name at once; wait up to ``wait`` seconds for its memory."""

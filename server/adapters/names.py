@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...gateway.fleet.versions import FLEET_PREFIX, is_fleet_name
 from ...lora.errors import AdapterError
 from ...lora.names import check_name
 from ..catalog import Catalog
@@ -20,6 +21,8 @@ def check_new_name(name: str, catalog: Catalog, field: str = "name") -> None:
     last = name.rpartition("/")[2]
     if last != name and last in VERBS:
         raise AdapterError(field, f"{name!r} must not end in /{last}, which is a verb of the API")
+    if is_fleet_name(name):
+        raise AdapterError(field, f"{name!r} must not begin with {FLEET_PREFIX}, as fleets' do")
     if name in catalog.base_names:
         raise taken(name, "the base model", field)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..catalog import Catalog
 from ..metrics import ServerMetrics
@@ -39,6 +39,7 @@ def build_manager(
     live = LiveRegistry(catalog, EngineAdapters(supervisor, parts.state.formatted), parts.state)
     most = supervisor.stats.max_adapter_device_bytes or None
     base = BaseModel(catalog.base.root, info.dtype, info.vocab_size, most, info.adapter_dtype)
+    policy = replace(policy, blobs=str(parts.state.blobs))
     intake = AdapterIntake(base, parts.loader, parts.texts, policy, metrics.adapters)
     manager = AdapterManager(live, intake, max_older)
     supervisor.on_start(manager.restart)

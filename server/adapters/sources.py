@@ -18,7 +18,7 @@ import httpx
 
 from ...lora.errors import AdapterError
 
-SourceKind = Literal["directory", "upload", "http", "hub"]
+SourceKind = Literal["directory", "upload", "http", "hub", "blob"]
 OnProgress = Callable[[int, int | None], None]
 """Called with the bytes that are here, and with how many there will be where that is known."""
 
@@ -33,7 +33,10 @@ _FORMS = "an absolute path, file://, http(s)://, hf://org/name[@revision] or org
 
 @dataclass(frozen=True, slots=True)
 class AdapterSource:
-    """Where an adapter was had from: a path, a URL, ``hf://org/name[@revision]``, a file's name."""
+    """Where an adapter was had from: a path, a URL, ``hf://org/name[@revision]``, a file's name.
+
+    A ``blob`` is an archive of the fleet's store, by its sha256; no admin can name one.
+    """
 
     kind: SourceKind
     location: str
@@ -44,13 +47,15 @@ class SourcePolicy:
     """What an admin may name as a source, and how much of it and how long (seconds) is taken.
 
     ``roots`` are directories, ``prefixes`` begin URLs (``https://host/path``) and hub ids
-    (``hf://``, ``hf://org``, ``hf://org/name``). Raises ValueError for one that can't be meant.
+    (``hf://``, ``hf://org``, ``hf://org/name``). ``blobs`` is where archives of the fleet lie.
+    Raises ValueError for one that can't be meant.
     """
 
     roots: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     max_bytes: int = 16 << 30
     timeout: float = 600.0
+    blobs: str | None = None
 
     def __post_init__(self) -> None:
         for root in self.roots:

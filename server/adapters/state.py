@@ -4,6 +4,7 @@
     adapters/{digest}.adapter  formatted files, which the engine reads
     texts/{text digest}/       tokenizer and template files of adapters that ship them
     uploads/{digest}/          what was uploaded, to format it again for another base
+    blobs/{sha256}             archives that a fleet's gateways brought; see server/fleet/blobs.py
     work/                      what puts in progress write; emptied at start
     lock                       held by the one server that uses the directory
 
@@ -123,6 +124,11 @@ class StateDirectory:
             _sync(self.path)
         except OSError:
             logger.exception("%s is written, but its directory can't be synced", file)
+
+    @property
+    def blobs(self) -> Path:
+        """Where archives of the fleet lie; made by who keeps them."""
+        return self.path / "blobs"
 
     def formatted(self, digest: str) -> Path:
         """Where a version's formatted file lies."""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ...gateway.fleet.plain_table import cut, moment, table
+
 Fields = Mapping[str, Any]
 
 _MAX_NAME = 26
@@ -17,7 +19,7 @@ def adapter_table(adapters: Iterable[Fields], now: float | None = None) -> str:
     now = time.time() if now is None else now
     rows = [
         (
-            _cut(entry["name"], _MAX_NAME) + (" !" if entry["error"] else ""),
+            cut(entry["name"], _MAX_NAME) + (" !" if entry["error"] else ""),
             entry["version"],
             entry["digest"][:8],
             entry["rank"],
@@ -31,7 +33,7 @@ def adapter_table(adapters: Iterable[Fields], now: float | None = None) -> str:
         for entry in adapters
     ]
     heads = ("NAME", "VER", "DIGEST", "RANK", "SIZE", "TIER", "PIN", "LEASES", "LOADS", "IDLE")
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def adapter_details(entry: Fields) -> str:
@@ -42,14 +44,14 @@ def adapter_details(entry: Fields) -> str:
         "version": f"{entry['version']} (kept: {', '.join(map(str, entry['versions']))})",
         "digest": entry["digest"],
         "source": _source(entry["source"]),
-        "created": _moment(entry["created"]),
+        "created": moment(entry["created"]),
         "rank": entry["rank"],
         "modules": " ".join(entry["modules"]),
         "bytes": ", ".join(f"{number_of_bytes(size[tier])} on {tier}" for tier in size),
         "tier": f"{entry['tier'] or 'none'}{' (loading)' if entry['is_loading'] else ''}",
         "pin": entry["pin"] or "none",
         "leases": entry["leases"],
-        "last used": _moment(entry["last_used"]),
+        "last used": moment(entry["last_used"]),
         "loads": f"{entry['loads']}, evictions {entry['evictions']}",
         "aliases": " ".join(entry["aliases"]) or "none",
         "error": entry["error"] or "none",
@@ -64,18 +66,18 @@ def version_table(versions: Iterable[Fields]) -> str:
             f"{entry['version']}{' *' if entry['is_current'] else ''}",
             entry["digest"][:8],
             entry["rank"],
-            _moment(entry["created"]),
-            _cut(_source(entry["source"]), 50),
+            moment(entry["created"]),
+            cut(_source(entry["source"]), 50),
         )
         for entry in versions
     ]
-    return _table(("VERSION", "DIGEST", "RANK", "CREATED", "SOURCE"), rows)
+    return table(("VERSION", "DIGEST", "RANK", "CREATED", "SOURCE"), rows)
 
 
 def alias_table(aliases: Iterable[Fields]) -> str:
     """One line an alias."""
-    rows = [(_cut(entry["alias"], _MAX_NAME), _split(entry["split"])) for entry in aliases]
-    return _table(("ALIAS", "POINTS AT"), rows)
+    rows = [(cut(entry["alias"], _MAX_NAME), _split(entry["split"])) for entry in aliases]
+    return table(("ALIAS", "POINTS AT"), rows)
 
 
 def _split(shares: Sequence[Fields]) -> str:
@@ -103,12 +105,6 @@ def _source(source: Fields) -> str:
     return kind if location == kind else f"{kind} {location}"
 
 
-def _moment(seconds: float | None) -> str:
-    if seconds is None:
-        return "never"
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
 def _idle(seconds: float | None, now: float) -> str:
     if seconds is None:
         return "-"
@@ -117,24 +113,3 @@ def _idle(seconds: float | None, now: float) -> str:
         if age < limit:
             return f"{age // size:.0f} {unit}"
     return f"{age // 86400:.0f} d"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as their widest cell; numbers stand to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    numeric = [
-        bool(rows) and all(isinstance(row[i], int) for row in rows) for i in range(len(heads))
-    ]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if is_number else cell.ljust(width)
-            for cell, width, is_number in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in [heads, *cells]
-    ]
-    return "\n".join(lines)

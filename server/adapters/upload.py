@@ -56,7 +56,7 @@ async def receive_upload(
     several ``files``, and small text fields. Raises ApiError 400, 408, 413, 415, and AdapterError
     for what is in it. ``staging`` is the caller's to remove.
     """
-    body = _chunks(request, policy.max_bytes, idle_timeout)
+    body = body_chunks(request, policy.max_bytes, idle_timeout)
     archive, target = staging / "archive", staging / "adapter"
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
@@ -66,7 +66,7 @@ async def receive_upload(
                 await _store(body, archive)
                 return UploadedAdapter(await _unpack(archive, target, policy.max_bytes), {})
             if kind != MULTIPART:
-                raise _wrong_type(kind)
+                raise wrong_type(kind)
             reader = MultipartReader(content_type)
             return await _receive_form(body, reader, archive, target, policy.max_bytes)
     except TimeoutError:
@@ -183,7 +183,9 @@ class _Form:
         self._file = self._text = None
 
 
-async def _chunks(request: Request, max_bytes: int, idle_timeout: float) -> AsyncIterator[bytes]:
+async def body_chunks(
+    request: Request, max_bytes: int, idle_timeout: float
+) -> AsyncIterator[bytes]:
     """The body's pieces; raises ApiError 413, 408, and 400 when the client leaves."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > max_bytes:
@@ -221,7 +223,8 @@ async def _unpack(archive: Path, target: Path, max_bytes: int) -> Path:
     return await in_thread(unpack, stop, archive, target, max_bytes, stop=stop)
 
 
-def _wrong_type(kind: str) -> ApiError:
+def wrong_type(kind: str) -> ApiError:
+    """415: what an upload may be."""
     return ApiError(
         f"The content-type {kind[:100]!r} is not taken here; it may be {MULTIPART}, "
         f"{', '.join(ARCHIVE_TYPES)}.",

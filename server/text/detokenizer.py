@@ -121,6 +121,13 @@ class Detokenizer:
             output.num_cached_tokens,
         )
 
+    def replay(self, token_ids: list[int]) -> int:
+        """Take in tokens whose text is out already; returns the number of its characters.
+
+        ``finished`` afterwards: a stop string is among them.
+        """
+        return len(self.push(TokenOutput(request_id="", token_ids=token_ids)).text)
+
     def _scan(self, text: str) -> tuple[str, str | None]:
         return self._stop.push(text, armed=self._num_tokens >= self._params.min_tokens)
 

@@ -64,6 +64,7 @@ class Tokenizer:
         decoder = self.backend.decoder
         byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
         self._byte_level = _byte_level_alphabet() if byte_level else None
+        self._num_bytes: dict[int, int] = {}
 
     @classmethod
     def from_directory(cls, directory: str, chat_template: str | None = None) -> Tokenizer:
@@ -91,6 +92,11 @@ class Tokenizer:
         [encoded] = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoded.ids
         return ids
+
+    def character_ends(self, text: str, add_special_tokens: bool) -> tuple[list[int], list[int]]:
+        """Token ids of ``text``, and where in it each one ends; slower than ``encode``."""
+        [encoded] = self.backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        return encoded.ids, [end for _, end in encoded.offsets]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of ``token_ids``; bytes that are no character come out as U+FFFD."""
@@ -131,6 +137,13 @@ class Tokenizer:
         if byte is not None:
             return bytes([int(byte[1], 16)])
         return str(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+    def num_bytes(self, token_id: int) -> int:
+        """How many bytes one token stands for."""
+        known = self._num_bytes.get(token_id)
+        if known is None:
+            known = self._num_bytes[token_id] = len(self.token_bytes(token_id))
+        return known
 
     def render_chat(
         self,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_model import DIGESTS, INVOCATION, NUM_TOKEN_IDS, Setting
+from fake_model import DIGESTS, INVOCATION, NUM_TOKEN_IDS, Setting, expected_output
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -77,7 +77,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             "weight": data.draw(st.sampled_from([0.5, 1.0, 3.0])),
             "cache_salt": data.draw(st.sampled_from([None, None, "pepper"])),
         }
-        self.house.add(make_generation(f"r{self.num_added}", prompt, params, **fields))
+        generation = make_generation(f"r{self.num_added}", prompt, params, **fields)
+        if data.draw(st.booleans()):  # some of it was generated elsewhere
+            output = expected_output(generation, self.house.setting)
+            num_given = data.draw(st.integers(0, len(output) - 1))
+            generation = replace(generation, output_token_ids=output[:num_given])
+        self.house.add(generation)
         self.num_added += 1
 
     @rule(num_steps=st.integers(1, 8))

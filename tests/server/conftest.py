@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from tiny_models import make_tiny_tokenizer
 
 from branchline.engine.config import EngineConfig
+from branchline.gateway.fleet.tracing import Tracer
 from branchline.server.access import Access, parse_access
 from branchline.server.adapters.loader import AdapterLoader
 from branchline.server.adapters.parts import AdapterParts
@@ -110,6 +111,7 @@ def make_services(
     engine_options: Mapping[str, Any] = MappingProxyType({}),
     loader: Any = None,
     adapter_root: str = "/adapters",
+    tracer: Tracer | None = None,
     **limits: Any,
 ) -> Services:
     config = ServeConfig(
@@ -120,9 +122,8 @@ def make_services(
         sources=SourcePolicy(roots=(adapter_root,)),
     )
     supervisor = EngineSupervisor(engine)
-    return build_services(
-        config, catalog(), tokenizer, supervisor, adapter_parts(tokenizer, loader), created=1
-    )
+    parts = adapter_parts(tokenizer, loader)
+    return build_services(config, catalog(), tokenizer, supervisor, parts, created=1, tracer=tracer)
 
 
 def make_client(app: FastAPI, base_url: str = "http://test") -> httpx.AsyncClient:
@@ -137,6 +138,16 @@ async def harness(tokenizer: Tokenizer) -> AsyncIterator[Harness]:
     app = create_app(services)
     async with make_client(app) as client:
         yield Harness(app, services, engine, client)
+
+
+@pytest.fixture
+def server_of(tokenizer: Tokenizer) -> Any:
+    """A client of an application that sends its traces to a tracer."""
+
+    def traced(tracer: Tracer) -> httpx.AsyncClient:
+        return make_client(create_app(make_services(tokenizer, FakeEngine(), tracer=tracer)))
+
+    return traced
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ async def test_a_pin_is_computed_first_and_held(tokenizer: Tokenizer) -> None:
             "adapter": "digest-a",
             "tenant": "beta",
             "salted": True,
+            "cache_group": None,
             "models": [ADAPTER],
         }
         [warm], [target] = engine.requests, engine.cache.targets
@@ -47,6 +48,20 @@ async def test_a_pin_is_computed_first_and_held(tokenizer: Tokenizer) -> None:
         removed = await client.delete("/admin/cache/pins/pin-1")
         assert removed.json() == {"pin_id": "pin-1", "removed": True}
         assert (await client.get("/admin/cache/pins")).json() == {"pins": []}
+
+
+async def test_a_groups_prefix_is_pinned_for_the_group(
+    tokenizer: Tokenizer, errors_of: Any
+) -> None:
+    engine = FakeEngine()
+    async with admin(tokenizer, engine) as client:
+        response = await pin(client, prompt=PREFIX, tenant=None, cache_group="pool")
+        assert response.status_code == 201, response.text
+        [warm], [target] = engine.requests, engine.cache.targets
+        assert (warm.cache_group, target.cache_group, target.tenant) == ("pool", "pool", None)
+        for group, tenant in (("pool", "acme"), ("a\tb", None), ("", None)):
+            refused = await pin(client, prompt=PREFIX, tenant=tenant, cache_group=group)
+            assert errors_of(refused, 400)["param"] == "cache_group"
 
 
 async def test_a_pin_that_is_gone_is_a_404(tokenizer: Tokenizer, errors_of: Any) -> None:

@@ -172,3 +172,35 @@ def test_a_tokenizer_that_does_not_load_is_one_line(tmp_path: Path, text: str | 
         Tokenizer.from_directory(str(tmp_path))
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+@given(
+    ids=st.lists(st.integers(3, 268), min_size=1, max_size=24),
+    cut=st.integers(0, 23),
+    prompt=st.lists(st.integers(3, 268), max_size=6),
+    stop=st.lists(st.sampled_from(["he", "llo w", " a", "\ufffd", "e"]), max_size=2),
+    min_tokens=st.integers(0, 8),
+)
+def test_what_follows_a_replay_is_what_would_have_followed(
+    ids: list[int], cut: int, prompt: list[int], stop: list[str], min_tokens: int
+) -> None:
+    params = SamplingParams(stop=tuple(stop), min_tokens=min_tokens)
+    whole, resumed = (Detokenizer(SENTENCEPIECE, prompt, params) for _ in range(2))
+    outputs = [TokenOutput(request_id="", token_ids=[token_id]) for token_id in ids]
+    last = TokenOutput(request_id="", token_ids=[0], finish_reason="length")
+    before = [whole.push(output) for output in outputs[: cut % len(ids)]]
+    if whole.finished:
+        return
+    assert resumed.replay(ids[: len(before)]) == sum(len(delta.text) for delta in before)
+    for output in [*outputs[len(before) :], last]:
+        assert resumed.push(output) == whole.push(output)
+        assert resumed.finished == whole.finished
+        if whole.finished:
+            break
+
+
+def test_a_replay_with_a_stop_string_is_finished() -> None:
+    detokenizer = Detokenizer(SENTENCEPIECE, [], SamplingParams(stop=("llo",)))
+    pieces = ("▁he", "llo", "▁wor")
+    detokenizer.replay([SENTENCEPIECE.backend.token_to_id(piece) for piece in pieces])
+    assert detokenizer.finished

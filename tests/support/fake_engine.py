@@ -12,6 +12,7 @@ from branchline.engine.adapter_types import (
     PinTier,
 )
 from branchline.engine.cache_types import (
+    BlockChanges,
     CacheReport,
     NamespaceReport,
     PinReport,
@@ -59,8 +60,9 @@ class FakeEngine:
 
     ``requests`` are all that were taken in, ``aborted`` the ids that were left early.
     Requests wait while ``go`` is cleared, and calls of the cache with them. ``num_cached`` says
-    how much of a prompt was cached, with its first token as the real engine does. With ``error``
-    set, requests end with it where ``error_at`` says so.
+    how much of a prompt was cached, with its first token as the real engine does. A request that
+    brings output tokens goes on behind them. With ``error`` set, requests end with it where
+    ``error_at`` says so.
     """
 
     def __init__(self, script: Script | None = None, info: EngineInfo | None = None) -> None:
@@ -84,6 +86,7 @@ class FakeEngine:
         self.num_cached: Callable[[GenerationRequest], int] = lambda request: 3
         self.cache = FakeCache(self)
         self.on_adapter_event: Callable[[AdapterEvent], None] = lambda event: None
+        self.on_block_changes: Callable[[BlockChanges], None] = lambda changes: None
         self.adapters = EngineAdapters(lambda event: self.on_adapter_event(event))
 
     @property
@@ -167,7 +170,11 @@ class FakeEngine:
         params = request.params
         assert params.max_tokens is not None
         assert params.seed is not None
+        given = request.output_token_ids
         for index, token_id in enumerate(self.script(request)):
+            if index < len(given):
+                assert token_id == given[index], "the script says something else"
+                continue
             await self._wait()
             if self.dead.is_set() or index == self.fail_after:
                 raise EngineDeadError(self.exit_reason or "gone")
@@ -192,8 +199,8 @@ class FakeEngine:
                 else [_logprobs(token_id, params.logprobs)],
                 finish_reason="stop" if stop or eos else "length" if last else None,
                 stop_token_id=token_id if stop else None,
-                num_cached_tokens=self.num_cached(request) if index == 0 else 0,
-                queue_seconds=0.25 if index == 0 else None,
+                num_cached_tokens=self.num_cached(request) if index == len(given) else 0,
+                queue_seconds=0.25 if index == len(given) else None,
             )
             if stop or eos or last:
                 return

@@ -18,6 +18,7 @@ class QueuedRequest:
     weight: float = 1.0
     priority: int = 0
     num_uncomputed_tokens: int = 100
+    token_ids: tuple[int, ...] = ()
     status: RequestStatus = RequestStatus.WAITING
     ticket: Any = None
 

@@ -85,7 +85,8 @@ class House:
 
     def add(self, generation: GenerationRequest) -> None:
         outputs = self.scheduler.add(generation)
-        expected = expected_output(generation, self.setting)
+        num_given = len(generation.output_token_ids)
+        expected = expected_output(generation, self.setting)[num_given:]
         self.live[generation.request_id] = Progress(generation, expected)
         for output in outputs:
             assert output.error_kind == "overloaded"

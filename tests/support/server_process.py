@@ -104,12 +104,19 @@ def start(
     model: Path | str, *arguments: str, env: Mapping[str, str] | None = None
 ) -> Iterator[ServerProcess]:
     """A server that is only just starting, stopped on leaving."""
-    command = [sys.executable, "-P", "-m", "branchline", "serve", str(model), "--port", "0"]
+    with start_command("serve", str(model), "--port", "0", *arguments, env=env) as server:
+        yield server
+
+
+@contextmanager
+def start_command(*words: str, env: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
+    """``branchline WORDS``, a command that serves, just starting; stopped on leaving."""
+    command = [sys.executable, "-P", "-m", "branchline", *words]
     with tempfile.TemporaryDirectory(prefix="branchline-test-") as directory:
         log = Path(directory, "output")
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*command, *arguments],
+                command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},

@@ -50,10 +50,10 @@ class AdminClient:
             return "--url"
 
 
-def name_path(name: str) -> str:
+def name_path(name: str, what: str = "an adapter") -> str:
     """A name as part of a path; slashes are its own."""
     if not name or any(part in {".", ".."} for part in name.split("/")):
-        raise click.ClickException(f"{name!r} is no name of an adapter")
+        raise click.ClickException(f"{name!r} is no name of {what}")
     return quote(name)
 
 

@@ -1,4 +1,4 @@
-"""What every command on adapters has: the server, the key for it, and how its answer is shown."""
+"""What every command of an admin has: the server, the key for it, and how its answer is shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .client import AdminClient, Fields, name_path
+from .admin_client import AdminClient, Fields
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -27,17 +27,14 @@ class Console:
         """The answer as JSON where asked, else ``text``."""
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False) if self.as_json else text)
 
-    def post(self, name: str, verb: str, body: Fields | None = None) -> Fields:
-        """One verb on one adapter."""
-        path = f"/admin/adapters/{name_path(name)}/{verb}"
-        return self.client.call("POST", path, json=body or {})
 
-
-def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], click.Command]:
+def command(
+    group: click.Group, name: str, default_url: str = DEFAULT_URL
+) -> Callable[[Callable[..., None]], click.Command]:
     """A command of the group with the options that all have; it is called with a Console first."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        @click.option("--url", help=f"The server.  [default: BRANCHLINE_URL, else {DEFAULT_URL}]")
+        @click.option("--url", help=f"The server.  [default: BRANCHLINE_URL, else {default_url}]")
         @click.option("--admin-key", metavar="KEY", help="Or BRANCHLINE_ADMIN_KEY.")
         @click.option(
             "--timeout",
@@ -51,7 +48,7 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
         def call(
             url: str | None, admin_key: str | None, timeout: float, as_json: bool, **given: Any
         ) -> None:
-            client = AdminClient(url or _url(), admin_key or _key(), timeout)
+            client = AdminClient(url or _url(default_url), admin_key or _key(), timeout)
             function(Console(client, as_json), **given)
 
         return group.command(name)(call)
@@ -59,8 +56,8 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
     return decorate
 
 
-def _url() -> str:
-    return os.environ.get("BRANCHLINE_URL") or DEFAULT_URL
+def _url(default: str) -> str:
+    return os.environ.get("BRANCHLINE_URL") or default
 
 
 def _key() -> str | None:

@@ -1,0 +1,103 @@
+"""One JSON line a request: who, what model, where and why, how long; never text, never keys."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from .proxy.job import Trail
+
+MAX_LINES = 100_000
+WRITE_SECONDS = 0.1
+
+_ENCODER = msgspec.json.Encoder()
+
+logger = logging.getLogger(__name__)
+
+
+def _to_stdout(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+class LineBuffer:
+    """Lines on their way to stdout; a reader that does not read never stops the gateway.
+
+    At most ``MAX_LINES`` wait; what comes on top is dropped, and its number told in the log.
+    """
+
+    def __init__(self, write: Callable[[str], None] = _to_stdout) -> None:
+        self._write = write
+        self._lines: list[str] = []
+        self._num_dropped = 0
+
+    def add(self, line: str) -> None:
+        """Have a line written soon."""
+        if len(self._lines) < MAX_LINES:
+            self._lines.append(line)
+        else:
+            self._num_dropped += 1
+
+    async def run(self) -> None:
+        """Write what comes, until cancelled."""
+        while True:
+            await asyncio.sleep(WRITE_SECONDS)
+            if self._lines:
+                await asyncio.to_thread(self._write, self._take())
+
+    def flush(self) -> None:
+        """Write what is left, at the end."""
+        if self._lines:
+            self._write(self._take())
+
+    def _take(self) -> str:
+        lines, self._lines = self._lines, []
+        if self._num_dropped:
+            logger.warning("%d lines of the access log were dropped", self._num_dropped)
+            self._num_dropped = 0
+        return "".join(lines)
+
+
+class AccessLog:
+    """Writes a line for each request while ``is_on``."""
+
+    def __init__(self, is_on: bool, write: Callable[[str], None]) -> None:
+        self._is_on = is_on
+        self._write = write
+
+    def ended(self, trail: Trail) -> None:
+        """Write the line of a request that is over."""
+        if self._is_on:
+            self._write(_ENCODER.encode(_line(trail)).decode() + "\n")
+
+
+def _line(trail: Trail) -> dict[str, object]:
+    decision, usage = trail.decision, trail.usage
+    line: dict[str, object] = {
+        "time": round(time.time(), 3),
+        "request_id": trail.request_id,
+        "endpoint": trail.path,
+        "tenant": trail.tenant,
+        "model": trail.model,
+        "adapter": trail.label,
+        "status": trail.status,
+        "outcome": trail.outcome,
+        "replica": decision and decision.replica_id,
+        "reason": decision and decision.reason,
+        "predicted_cached_tokens": decision and decision.num_matched_tokens,
+        "retries": trail.num_retries,
+        "resumes": trail.num_resumes,
+        "seconds": round(time.perf_counter() - trail.arrived, 6),
+    }
+    if trail.first_byte is not None:
+        line["first_byte_seconds"] = round(trail.first_byte - trail.arrived, 6)
+    if usage is not None:
+        line["input_tokens"] = usage.num_input_tokens
+        line["output_tokens"] = usage.num_output_tokens
+        line["cached_tokens"] = usage.num_cached_tokens
+    return line

@@ -1,0 +1,1 @@
+"""Adapters of the whole fleet: their names and versions, and which replicas hold them."""

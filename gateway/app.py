@@ -1,0 +1,197 @@
+"""The gateway's HTTP door: raw ASGI where it is hot, starlette routes for the rest.
+
+```
+POST /v1/chat/completions, /v1/completions     generate.py, through the proxy
+GET  /v1/models, /v1/models/NAME               what the caller may use
+GET  /health /ready /metrics /version          no key
+     /admin/*  /debug/route                    admins
+```
+
+Every answer has an ``x-request-id``: the client's own where it is fit for a log, else a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import Message, Receive, Scope, Send
+
+from .access_log import AccessLog
+from .admin_check import AdminCheck
+from .body import ClientLeft
+from .errors import GatewayError
+from .gate import Gate
+from .generate import GenerateDoor
+from .metrics import GatewayMetrics
+from .models_api import ModelsDoor
+from .proxy.guard import ClientGone, UpstreamLost
+from .proxy.header_rules import read_headers
+from .proxy.job import Trail
+
+GENERATE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+ABORT = "branchline.abort"
+"""The ASGI extension with which ``serve.py`` lets a connection be cut."""
+
+_GOOD_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_ADMIN = ("/admin", "/debug")
+
+
+class GatewayApp:
+    """The ASGI application."""
+
+    def __init__(
+        self,
+        *,
+        gate: Gate,
+        door: GenerateDoor,
+        models: ModelsDoor,
+        admin: AdminCheck,
+        metrics: GatewayMetrics,
+        access_log: AccessLog,
+        routes: Sequence[BaseRoute],
+    ) -> None:
+        self._gate, self._door, self._models, self._admin = gate, door, models, admin
+        self._metrics, self._access_log = metrics, access_log
+        self._rest = Starlette(routes=routes, exception_handlers=_HANDLERS)
+        self._rest.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        headers = read_headers(scope["headers"])
+        request_id = _request_id(headers or {})
+        path, method = scope["path"], scope["method"]
+        try:
+            if headers is None:
+                raise GatewayError(400, "A header that may be there once is there twice.")
+            if path in GENERATE_PATHS and method == "POST":
+                await self._generate(scope, headers, request_id, receive, send)
+            else:
+                send = _with_request_id(send, request_id)
+                await self._other(scope, headers, receive, send)
+        except GatewayError as error:
+            await error.response()(scope, receive, send)
+
+    async def _generate(
+        self,
+        scope: Scope,
+        headers: Mapping[str, str],
+        request_id: str,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        trail = Trail(request_id=request_id, path=scope["path"])
+        try:
+            with self._gate.enter():
+                self._metrics.in_flight.inc()
+                try:
+                    await self._door.answer(trail, headers, receive, send)
+                finally:
+                    self._metrics.in_flight.dec()
+        except GatewayError as error:
+            trail.status = error.status
+            self._metrics.limited(error.code)
+            await error.response()(scope, receive, _with_request_id(send, request_id))
+        except (ClientGone, ClientLeft, UpstreamLost):
+            await _cut(scope)
+        finally:
+            if trail.status >= 400 and trail.outcome == "ok":
+                trail.outcome = "refused" if trail.status < 500 else "failed"
+            self._metrics.ended(trail)
+            self._access_log.ended(trail)
+
+    async def _other(
+        self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send
+    ) -> None:
+        path, method = scope["path"], scope["method"]
+        if not path.isprintable():
+            raise GatewayError(404, "There is nothing at this path.", code="not_found")
+        if path in GENERATE_PATHS:
+            raise wrong_method(path, method, "POST")
+        if path == "/v1/models" or path.startswith("/v1/models/"):
+            if method not in ("GET", "HEAD"):
+                raise wrong_method(path, method, "GET")
+            answer = self._models.answer(headers, path.removeprefix("/v1/models")[1:])
+            await answer(scope, receive, send)
+            return
+        if path.startswith(_ADMIN):
+            self._admin.check(headers)
+        await self._rest(scope, receive, send)
+
+
+def wrong_method(path: str, method: str, allowed: str) -> GatewayError:
+    """405."""
+    return GatewayError(
+        405,
+        f"{path} does not take {method}; allowed: {allowed}.",
+        code="method_not_allowed",
+        headers={"allow": allowed},
+    )
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """A value as JSON."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path, method = request.url.path, request.method
+    if error.status_code == 404:
+        message = f"There is no {method} {path} here."
+        return GatewayError(404, message, code="not_found").response()
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return wrong_method(path, method, allowed).response()
+    return GatewayError(error.status_code, str(error.detail)).response()
+
+
+async def _on_gateway_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError)
+    return error.response()
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    message = "The gateway failed on this request; its log says why."
+    return GatewayError(500, message, code="internal_error").response()
+
+
+_HANDLERS = {
+    HTTPException: _on_http,
+    GatewayError: _on_gateway_error,
+    Exception: _on_error,
+}
+
+
+async def _cut(scope: Scope) -> None:
+    """End a connection in the middle of its answer, with all that is written for it."""
+    abort = scope.get("extensions", {}).get(ABORT)
+    if abort is not None:
+        abort()
+        await asyncio.sleep(0)  # the server hears of it first
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _with_request_id(send: Send, request_id: str) -> Send:
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return send_with_id

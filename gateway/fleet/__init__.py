@@ -1,0 +1,1 @@
+"""What a gateway and a replica have in common: names, records, the way to Redis."""

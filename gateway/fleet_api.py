@@ -1,0 +1,121 @@
+"""``GET /admin/fleet``, ``POST /debug/route``: how the fleet stands, why a request goes where."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from . import prepare
+from .body import BodyBudget, ClientLeft, HeldBody, parse_body
+from .errors import GatewayError
+from .estimates import TokenEstimates
+from .fleet.identity import TENANT_NAME, TENANT_NAME_RULE
+from .prefix_keys import CHUNK_BYTES, PrefixHasher, request_text
+from .proxy.job import Job
+from .proxy.parts import ProxyParts
+from .types import Caller, ReplicaView
+
+
+@dataclass(frozen=True, slots=True)
+class FleetApi:
+    """For admins; who they are is checked before."""
+
+    proxy: ProxyParts
+    hasher: PrefixHasher
+    estimates: TokenEstimates
+
+    def routes(self) -> list[Route]:
+        """Both."""
+        return [
+            Route("/admin/fleet", self._fleet, methods=["GET"]),
+            Route("/debug/route", self._route, methods=["POST"]),
+        ]
+
+    async def _fleet(self, request: Request) -> Response:
+        view = self.proxy.view
+        return _json(
+            {
+                "redis": view.redis_state,
+                "replicas": [_replica(replica) for replica in view.snapshot().replicas],
+                "gateways": sorted(view.gateways()),
+            }
+        )
+
+    async def _route(self, request: Request) -> Response:
+        """Where the body of a completion would go, for the tenant in ``?tenant=``, and why."""
+        length = request.headers.get("content-length", "")
+        held = HeldBody(BodyBudget(), tenant="")
+        try:
+            body = await held.read(request.receive, length, self.proxy.limits)
+        except ClientLeft:
+            return Response(status_code=400)
+        tenant = request.query_params.get("tenant", "default")
+        if not TENANT_NAME.fullmatch(tenant):
+            raise GatewayError(400, f"tenant: must be {TENANT_NAME_RULE}", param="tenant")
+        group = request.query_params.get("cache_group")
+        job = self._job(Caller(tenant=tenant, cache_group=group), body)
+        snapshot = self.proxy.view.snapshot()
+        asked = self.proxy.route_request(job, frozenset())
+        decision = self.proxy.router.choose(asked, snapshot, explain=True)
+        return _json(
+            {
+                "target": asdict(job.target),
+                "num_prompt_tokens": job.num_prompt_tokens,
+                "num_matched_tokens": dict(asked.num_matched_tokens),
+                "decision": None if decision is None else asdict(decision),
+            }
+        )
+
+    def _job(self, caller: Caller, body: bytes) -> Job:
+        request = parse_body(body)
+        text = request_text(request.messages, request.prompt)
+        view = self.proxy.view
+        key = prepare.split_key(caller, request, text)
+        target = self.proxy.adapters.resolve(caller, request.model, key, view.snapshot())
+        size = prepare.prompt_size(request, text, body)
+        num_prompt_tokens = self.estimates.likely(target.wire_name, size)
+        namespace = prepare.prefix_namespace(caller, target, request)
+        return Job(
+            request_id="",
+            path="",
+            headers={},
+            body=b"",
+            is_stream=False,
+            caller=caller,
+            target=target,
+            size=size,
+            num_prompt_tokens=num_prompt_tokens,
+            prefix_keys=self.hasher.keys(namespace, text),
+            tokens_per_key=num_prompt_tokens * CHUNK_BYTES / max(len(text), 1),
+            affinity=prepare.affinity(caller, target),
+        )
+
+
+def _replica(replica: ReplicaView) -> dict[str, Any]:
+    report = replica.report
+    return {
+        "id": report.replica_id,
+        "url": report.url,
+        "epoch": report.epoch,
+        "state": report.state,
+        "is_up": replica.is_up,
+        "out_reason": replica.out_reason,
+        "warmth": round(replica.warmth, 3),
+        "models": report.models,
+        "num_running": report.num_running,
+        "num_waiting": report.num_waiting,
+        "num_queued_prefill_tokens": report.num_queued_prefill_tokens,
+        "prefill_tokens_per_second": report.prefill_tokens_per_second,
+        "num_on_their_way": replica.load.num_requests,
+        "num_adapters": len(replica.places),
+        "progress": report.progress,
+    }
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -1,0 +1,259 @@
+"""A POST under ``/v1``: from the client's bytes to a settled account."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import prepare
+from .account import Account
+from .body import BodyBudget, ClientLeft, HeldBody, ModelRequest, parse_body
+from .errors import GatewayError
+from .estimates import TokenEstimates
+from .fleet import headers as fleet
+from .fleet.tracing import Tracer
+from .prefix_keys import CHUNK_BYTES, PrefixHasher, request_text
+from .proxy.attempts import Attempts, NoReplica
+from .proxy.client_side import ClientSide, Receive, Send, watch_client
+from .proxy.guard import ClientGone, Guard, UpstreamLost
+from .proxy.header_rules import encode_headers, to_replica
+from .proxy.job import Job, Trail
+from .proxy.parts import ProxyParts
+from .proxy.stream import StreamRelay
+from .proxy.turns import Turn
+from .proxy.whole import relay_whole
+from .types import Caller, Estimate, Target, Usage
+
+if TYPE_CHECKING:
+    from .limits.limiter import Admission, Limiter
+    from .tenants.directory import TenantDirectory
+
+PROBE = Caller(tenant="branchline-probe")
+"""Who sends the fleet's secret: a health check, on the base model, without limits."""
+CLIENT_LEFT_STATUS = 499
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateParts:
+    """What this door works with, beside the proxy's own parts."""
+
+    proxy: ProxyParts
+    tenants: TenantDirectory
+    limiter: Limiter
+    hasher: PrefixHasher
+    estimates: TokenEstimates
+    fleet_secret: str
+    bodies: BodyBudget
+    tracer: Tracer | None = None
+
+
+class Generation:
+    """One request at this door."""
+
+    def __init__(
+        self, parts: GenerateParts, trail: Trail, headers: Mapping[str, str], client: ClientSide
+    ) -> None:
+        self._parts, self._proxy = parts, parts.proxy
+        self._trail, self._headers, self._client = trail, headers, client
+
+    async def run(self, guard: Guard, receive: Receive) -> None:
+        """Answer it; raises GatewayError where nothing is sent yet, ClientGone, ClientLeft."""
+        caller = self._caller()
+        held = HeldBody(self._parts.bodies, caller.tenant)
+        try:
+            length = self._headers.get("content-length", "")
+            body = await held.read(receive, length, self._proxy.limits)
+            await self._serve(caller, body, guard, receive)
+        finally:
+            held.release()
+
+    async def _serve(self, caller: Caller, body: bytes, guard: Guard, receive: Receive) -> None:
+        self._trail.arrived = time.perf_counter()
+        watching = asyncio.create_task(watch_client(receive, guard))
+        turn: Turn | None = None
+        try:
+            turn = await self._proxy.turns.take()
+            request = parse_body(body)
+            job = await self._job(caller, request, body)
+            estimate = self._estimate(job, request)
+            admission = await self._admit(job, estimate)
+            account = Account(job, self._trail, estimate, (request.n or 1) * request.num_prompts)
+            await self._proxied(job, guard, admission, account, turn)
+        except asyncio.CancelledError:
+            if guard.takes_back():
+                raise ClientGone("the client left") from None
+            raise
+        finally:
+            watching.cancel()
+            if turn is not None:
+                turn.release()
+
+    def _caller(self) -> Caller:
+        given = self._headers.get(fleet.FLEET_SECRET, "").strip().encode("latin-1")
+        if given and hmac.compare_digest(given, self._parts.fleet_secret.encode()):
+            caller = PROBE
+        else:
+            caller = self._parts.tenants.caller(self._headers)
+        self._trail.tenant = caller.tenant
+        self._trail.tenant_is_known = True
+        return caller
+
+    async def _job(self, caller: Caller, request: ModelRequest, body: bytes) -> Job:
+        """Everything that routing and replicas are told; raises GatewayError 400, 404."""
+        parts, trail = self._parts, self._trail
+        text = request_text(request.messages, request.prompt)
+        snapshot = self._proxy.view.snapshot()
+        key = prepare.split_key(caller, request, text)
+        try:
+            target = await self._proxy.adapters.find(caller, request.model, key, snapshot)
+        except GatewayError as error:
+            if error.status == 404 and not snapshot.replicas:
+                raise NoReplica(None).answer() from None  # nobody knows any name yet
+            raise
+        if caller is PROBE and target.digest is not None:
+            raise GatewayError(404, "This is for base models only.", code="model_not_found")
+        trail.model, trail.label = target.name, target.label
+        size = prepare.prompt_size(request, text, body)
+        num_prompt_tokens = parts.estimates.likely(target.wire_name, size)
+        is_stream = bool(request.stream)
+        return Job(
+            request_id=trail.request_id,
+            path=trail.path,
+            headers={
+                **to_replica(self._headers),
+                **prepare.fleet_headers(caller, target, is_stream=is_stream),
+            },
+            body=body,
+            is_stream=is_stream,
+            caller=caller,
+            target=target,
+            size=size,
+            num_prompt_tokens=num_prompt_tokens,
+            tokens_per_key=num_prompt_tokens * CHUNK_BYTES / max(len(text), 1),
+            prefix_keys=parts.hasher.keys(prepare.prefix_namespace(caller, target, request), text),
+            affinity=prepare.affinity(caller, target),
+        )
+
+    def _estimate(self, job: Job, request: ModelRequest) -> Estimate:
+        longest = prepare.max_model_len(self._proxy.view.snapshot())
+        return self._parts.estimates.estimate(job.target.wire_name, request, job.size, longest)
+
+    async def _admit(self, job: Job, estimate: Estimate) -> Admission | None:
+        """Reserve; raises GatewayError 429. None: without limits."""
+        caller, parts = job.caller, self._parts
+        if caller is PROBE:
+            return None
+        span = self._trail.span and self._trail.span.child("gateway.admit")
+        try:
+            prepare.check_overload(caller, self._priorities(), self._proxy.view.snapshot())
+            record = parts.tenants.record(caller.tenant)
+            admission = await parts.limiter.admit(caller, record, estimate, job.target.label)
+        except GatewayError as error:
+            self._proxy.metrics.limited(error.code)
+            raise
+        finally:
+            if span is not None:
+                span.end()
+        self._client.headers += encode_headers(admission.headers)
+        return admission
+
+    def _priorities(self) -> tuple[int, ...]:
+        return self._parts.tenants.priorities
+
+    async def _proxied(
+        self,
+        job: Job,
+        guard: Guard,
+        admission: Admission | None,
+        account: Account,
+        turn: Turn,
+    ) -> None:
+        """Send it on, pass the answer back, and settle what it took."""
+        try:
+            self._proxy.budget.note_request()
+            attempts = Attempts(self._proxy, job, self._trail, guard)
+            attempts.turn = turn
+            await self._answer(attempts, account)
+        finally:
+            self._trail.usage = usage = account.usage()
+            if admission is not None:
+                admission.settle(usage)
+            if usage is not None:
+                self._learn(job.target, job, usage, account.is_counted)
+
+    async def _answer(self, attempts: Attempts, account: Account) -> None:
+        client, proxy = self._client, self._proxy
+        try:
+            attempt = await attempts.open()
+            account.status = attempt.status
+            if attempt.status < 300 and attempt.is_event_stream:
+                account.relay = StreamRelay(proxy, attempts, client, self._trail)
+                await account.relay.run(attempt)
+            else:
+                limit = proxy.limits.max_buffered_bytes
+                account.told = await relay_whole(attempts, attempt, client, limit)
+        except NoReplica as none:
+            account.status = none.refusal.status if none.refusal else 503
+            if none.refusal is None:
+                raise none.answer() from None
+            await client.whole(none.refusal.status, none.refusal.headers, none.refusal.body)
+
+    def _learn(self, target: Target, job: Job, usage: Usage, is_counted: bool) -> None:
+        tokens = usage.num_input_tokens + usage.num_output_tokens
+        self._proxy.adapters.note_demand(target, tokens)
+        if is_counted:
+            self._parts.estimates.learn(target.wire_name, job.size, usage.num_input_tokens)
+
+
+class GenerateDoor:
+    """Answers requests, whatever happens: errors in OpenAI's shape, one log line each."""
+
+    def __init__(self, parts: GenerateParts) -> None:
+        self._parts = parts
+
+    async def answer(
+        self, trail: Trail, headers: Mapping[str, str], receive: Receive, send: Send
+    ) -> None:
+        """Never raises but for a connection that has to be cut."""
+        proxy = self._parts.proxy
+        guard = Guard()
+        client = ClientSide(send, guard, trail, proxy.limits.client_timeout)
+        client.headers.append((b"x-request-id", trail.request_id.encode()))
+        trail.explain = prepare.asks_for_route(headers)
+        if self._parts.tracer is not None:
+            trail.span = self._parts.tracer.start(
+                "gateway.request", headers.get(fleet.TRACE_PARENT), {"endpoint": trail.path}
+            )
+        proxy.watchdog.add(guard)
+        try:
+            await Generation(self._parts, trail, headers, client).run(guard, receive)
+        except GatewayError as error:
+            await client.error(error)
+        except (ClientGone, ClientLeft):
+            trail.status, trail.outcome = trail.status or CLIENT_LEFT_STATUS, "client_left"
+            raise
+        except UpstreamLost:
+            trail.outcome = "interrupted"
+            raise
+        except Exception:
+            logger.exception("request %s failed", trail.request_id)
+            message = "The gateway failed on this request; its log says why."
+            await client.error(GatewayError(500, message, code="internal_error"))
+        finally:
+            proxy.watchdog.remove(guard)
+            _end_span(trail)
+
+
+def _end_span(trail: Trail) -> None:
+    if trail.span is not None:
+        trail.span.set("tenant", trail.tenant or "")
+        trail.span.set("model", trail.label or "")
+        trail.span.set("status", trail.status)
+        trail.span.end(trail.outcome if trail.status >= 500 else None)

@@ -1,0 +1,1 @@
+"""What a tenant may use, and what it has used."""

@@ -1,0 +1,75 @@
+"""The client's side of an exchange: its answer goes out here, and its leaving is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from ..errors import GatewayError
+from .guard import Guard
+from .header_rules import RawHeaders, encode_headers
+from .job import Trail
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_JSON = (b"content-type", b"application/json")
+
+
+class ClientSide:
+    """Answers one request; ``headers`` are ours and go with every answer, whatever it is.
+
+    A client that takes nothing for ``timeout`` seconds is given up with ClientGone.
+    """
+
+    def __init__(self, send: Send, guard: Guard, trail: Trail, timeout: float) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.has_started = False
+        self._send, self._guard, self._trail, self._timeout = send, guard, trail, timeout
+
+    async def start(self, status: int, headers: RawHeaders) -> None:
+        """Send the head; raises ClientGone."""
+        self.has_started = True
+        self._trail.status = status
+        if self._trail.explain:
+            route = self._trail.route_header().encode("latin-1", "replace")
+            self.headers.append((b"x-branchline-route", route))
+        head = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*headers, *self.headers],
+        }
+        # It waits too: for what a pipelining client has not taken of its last answer.
+        await self._guard.send(self._send(head), self._timeout)
+        self._trail.note_answered()
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """Send a piece of the body; raises ClientGone."""
+        self._guard.is_answered = not more
+        message = {"type": "http.response.body", "body": data, "more_body": more}
+        await self._guard.send(self._send(message), self._timeout)
+
+    async def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """Send an answer that is complete."""
+        length = (b"content-length", str(len(body)).encode())
+        await self.start(status, [*headers, length])
+        await self.write(body, more=False)
+
+    async def error(self, error: GatewayError) -> None:
+        """Send an error, if nothing is sent yet."""
+        if not self.has_started:
+            body = msgspec.json.encode({"error": error.detail})
+            await self.whole(error.status, [_JSON, *encode_headers(error.headers)], body)
+
+
+async def watch_client(receive: Receive, guard: Guard) -> None:
+    """Interrupt the request when its client leaves; to be run as a task beside it."""
+    with suppress(asyncio.CancelledError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        guard.client_left()

@@ -1,0 +1,1 @@
+"""What admins made: tenants, keys, adapters and aliases, the same at every gateway."""

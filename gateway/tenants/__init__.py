@@ -1,0 +1,1 @@
+"""Who may use the fleet, on what terms, and the keys that say so."""
