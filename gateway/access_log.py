@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -14,15 +16,19 @@ from .proxy.job import Trail
 
 MAX_LINES = 100_000
 WRITE_SECONDS = 0.1
+FLUSH_SECONDS = 2.0
 
 _ENCODER = msgspec.json.Encoder()
 
 logger = logging.getLogger(__name__)
 
 
-def _to_stdout(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+def write_stdout(text: str) -> None:
+    """Write it all; hangs where stdout is a pipe that nobody reads."""
+    # Past Python's own buffer: its lock, held in a write that hangs, would abort the exit.
+    data = memoryview(text.encode())
+    while data:
+        data = data[os.write(sys.stdout.fileno(), data) :]
 
 
 class LineBuffer:
@@ -31,10 +37,11 @@ class LineBuffer:
     At most ``MAX_LINES`` wait; what comes on top is dropped, and its number told in the log.
     """
 
-    def __init__(self, write: Callable[[str], None] = _to_stdout) -> None:
+    def __init__(self, write: Callable[[str], None] = write_stdout) -> None:
         self._write = write
         self._lines: list[str] = []
         self._num_dropped = 0
+        self._writing: threading.Thread | None = None
 
     def add(self, line: str) -> None:
         """Have a line written soon."""
@@ -47,13 +54,30 @@ class LineBuffer:
         """Write what comes, until cancelled."""
         while True:
             await asyncio.sleep(WRITE_SECONDS)
-            if self._lines:
-                await asyncio.to_thread(self._write, self._take())
+            self._begin()
 
     def flush(self) -> None:
-        """Write what is left, at the end."""
-        if self._lines:
-            self._write(self._take())
+        """Write what is left, at the end; takes FLUSH_SECONDS at most, whoever reads."""
+        deadline = time.monotonic() + FLUSH_SECONDS
+        self._join(deadline)
+        self._begin()
+        self._join(deadline)
+
+    def _begin(self) -> None:
+        if self._lines and not (self._writing and self._writing.is_alive()):
+            # A daemon: one that hangs in a full pipe keeps nobody from leaving.
+            self._writing = threading.Thread(target=self._put, args=(self._take(),), daemon=True)
+            self._writing.start()
+
+    def _join(self, deadline: float) -> None:
+        if self._writing is not None:
+            self._writing.join(max(0.0, deadline - time.monotonic()))
+
+    def _put(self, text: str) -> None:
+        try:
+            self._write(text)
+        except OSError as error:
+            logger.error("the access log can't be written: %s", error)
 
     def _take(self) -> str:
         lines, self._lines = self._lines, []

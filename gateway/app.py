@@ -122,7 +122,7 @@ class GatewayApp:
         if path == "/v1/models" or path.startswith("/v1/models/"):
             if method not in ("GET", "HEAD"):
                 raise wrong_method(path, method, "GET")
-            answer = self._models.answer(headers, path.removeprefix("/v1/models")[1:])
+            answer = await self._models.answer(headers, path.removeprefix("/v1/models")[1:])
             await answer(scope, receive, send)
             return
         if path.startswith(_ADMIN):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ class FleetApi:
         if not TENANT_NAME.fullmatch(tenant):
             raise GatewayError(400, f"tenant: must be {TENANT_NAME_RULE}", param="tenant")
         group = request.query_params.get("cache_group")
-        job = self._job(Caller(tenant=tenant, cache_group=group), body)
+        job = self._job(Caller(tenant=tenant, cache_group=group), request.headers, body)
         snapshot = self.proxy.view.snapshot()
         asked = self.proxy.route_request(job, frozenset())
         decision = self.proxy.router.choose(asked, snapshot, explain=True)
@@ -71,11 +72,11 @@ class FleetApi:
             }
         )
 
-    def _job(self, caller: Caller, body: bytes) -> Job:
+    def _job(self, caller: Caller, headers: Mapping[str, str], body: bytes) -> Job:
         request = parse_body(body)
         text = request_text(request.messages, request.prompt)
         view = self.proxy.view
-        key = prepare.split_key(caller, request, text)
+        key = prepare.split_key(caller, headers, request, text)
         target = self.proxy.adapters.resolve(caller, request.model, key, view.snapshot())
         size = prepare.prompt_size(request, text, body)
         num_prompt_tokens = self.estimates.likely(target.wire_name, size)

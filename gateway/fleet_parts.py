@@ -47,6 +47,7 @@ class FleetParts:
     router: Router
     index: KeyIndex
     adapters: AdapterDirectory
+    store: Store
     tenants: TenantDirectory
     limiter: Limiter
     routes: tuple[BaseRoute, ...] = ()
@@ -83,6 +84,7 @@ async def open_fleet_parts(
         router=Router(policy_named(config.policy)),
         index=index,
         adapters=adapters.directory,
+        store=store,
         tenants=TenantDirectory(store, allow_anonymous=config.allow_anonymous),
         limiter=limiter,
         routes=(*tenant_routes(Tenants(store), usage), *adapter_routes(adapters.admin)),

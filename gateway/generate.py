@@ -16,6 +16,7 @@ from .body import BodyBudget, ClientLeft, HeldBody, ModelRequest, parse_body
 from .errors import GatewayError
 from .estimates import TokenEstimates
 from .fleet import headers as fleet
+from .fleet.identity import PROBE_TENANT
 from .fleet.tracing import Tracer
 from .prefix_keys import CHUNK_BYTES, PrefixHasher, request_text
 from .proxy.attempts import Attempts, NoReplica
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from .limits.limiter import Admission, Limiter
     from .tenants.directory import TenantDirectory
 
-PROBE = Caller(tenant="branchline-probe")
+PROBE = Caller(tenant=PROBE_TENANT)
 """Who sends the fleet's secret: a health check, on the base model, without limits."""
 CLIENT_LEFT_STATUS = 499
 
@@ -65,7 +66,7 @@ class Generation:
 
     async def run(self, guard: Guard, receive: Receive) -> None:
         """Answer it; raises GatewayError where nothing is sent yet, ClientGone, ClientLeft."""
-        caller = self._caller()
+        caller = await self._caller()
         held = HeldBody(self._parts.bodies, caller.tenant)
         try:
             length = self._headers.get("content-length", "")
@@ -95,12 +96,12 @@ class Generation:
             if turn is not None:
                 turn.release()
 
-    def _caller(self) -> Caller:
+    async def _caller(self) -> Caller:
         given = self._headers.get(fleet.FLEET_SECRET, "").strip().encode("latin-1")
         if given and hmac.compare_digest(given, self._parts.fleet_secret.encode()):
             caller = PROBE
         else:
-            caller = self._parts.tenants.caller(self._headers)
+            caller = await self._parts.tenants.identify(self._headers)
         self._trail.tenant = caller.tenant
         self._trail.tenant_is_known = True
         return caller
@@ -109,14 +110,8 @@ class Generation:
         """Everything that routing and replicas are told; raises GatewayError 400, 404."""
         parts, trail = self._parts, self._trail
         text = request_text(request.messages, request.prompt)
-        snapshot = self._proxy.view.snapshot()
-        key = prepare.split_key(caller, request, text)
-        try:
-            target = await self._proxy.adapters.find(caller, request.model, key, snapshot)
-        except GatewayError as error:
-            if error.status == 404 and not snapshot.replicas:
-                raise NoReplica(None).answer() from None  # nobody knows any name yet
-            raise
+        key = prepare.split_key(caller, self._headers, request, text)
+        caller, target = await self._target(caller, request.model, key)
         if caller is PROBE and target.digest is not None:
             raise GatewayError(404, "This is for base models only.", code="model_not_found")
         trail.model, trail.label = target.name, target.label
@@ -144,6 +139,25 @@ class Generation:
     def _estimate(self, job: Job, request: ModelRequest) -> Estimate:
         longest = prepare.max_model_len(self._proxy.view.snapshot())
         return self._parts.estimates.estimate(job.target.wire_name, request, job.size, longest)
+
+    async def _target(self, caller: Caller, model: str | None, key: str) -> tuple[Caller, Target]:
+        """What the name stands for, and the caller, as of then; raises GatewayError 400, 404.
+
+        Before a name is called unknown the store is asked: it may have come by another gateway.
+        """
+        adapters, snapshot = self._proxy.adapters, self._proxy.view.snapshot()
+        try:
+            return caller, adapters.resolve(caller, model, key, snapshot)
+        except GatewayError as error:
+            if error.status != 404:
+                raise
+            if not snapshot.replicas:
+                raise NoReplica(None).answer() from None  # nobody knows any name yet
+            if not await self._parts.tenants.look_again():
+                raise
+        if caller is not PROBE:
+            caller = self._parts.tenants.caller(self._headers)
+        return caller, adapters.resolve(caller, model, key, snapshot)
 
     async def _admit(self, job: Job, estimate: Estimate) -> Admission | None:
         """Reserve; raises GatewayError 429. None: without limits."""

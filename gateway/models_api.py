@@ -26,9 +26,9 @@ class ModelsDoor:
         self._tenants, self._adapters, self._view = tenants, adapters, view
         self._started = int(time.time())
 
-    def answer(self, headers: Mapping[str, str], name: str) -> Response:
+    async def answer(self, headers: Mapping[str, str], name: str) -> Response:
         """All, or the one of that name; raises GatewayError 401, 404."""
-        caller = self._tenants.caller(headers)
+        caller = await self._tenants.identify(headers)
         entries = self._adapters.models(caller, self._view.snapshot())
         if not name:
             cards = [self._card(entry) for entry in entries]

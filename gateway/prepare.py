@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 
 from .body import ModelRequest
-from .errors import GatewayError
+from .errors import GatewayError, bad_field
 from .estimates import PromptSize
 from .fleet import headers as fleet
 from .prefix_keys import MAX_BYTES, PrefixNamespace, request_variant
@@ -59,9 +59,19 @@ def prefix_namespace(caller: Caller, target: Target, request: ModelRequest) -> P
     )
 
 
-def split_key(caller: Caller, request: ModelRequest, text: bytes) -> str:
-    """What a canary split goes by: one user, one conversation keeps its side."""
-    who = request.user or request.prompt_cache_key
+def split_key(
+    caller: Caller, headers: Mapping[str, str], request: ModelRequest, text: bytes
+) -> str:
+    """What a canary split goes by: one user, one conversation keeps its side.
+
+    The header if there is one, else the body's ``user`` or ``prompt_cache_key``, else the
+    beginning of the prompt. Raises GatewayError 400 for a bad header.
+    """
+    who = headers.get(fleet.REQUEST_KEY)
+    if who is not None and not 1 <= len(who) <= fleet.MAX_KEY_LENGTH:
+        problem = f"must be 1 to {fleet.MAX_KEY_LENGTH} characters"
+        raise bad_field(fleet.REQUEST_KEY, problem)
+    who = who or request.user or request.prompt_cache_key
     if who is None:
         who = blake2b(text[:1024], digest_size=8).hexdigest()
     return f"{caller.tenant}\n{who}"

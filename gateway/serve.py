@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from .access_log import write_stdout
 from .app import ABORT
 from .config import GatewayConfig
 from .fleet_parts import StartError
@@ -26,6 +28,7 @@ EXIT_OK, EXIT_FAILED = 0, 1
 
 # What is left for answers to reach their clients once nothing more will come.
 FLUSH_SECONDS = 5
+SAY_SECONDS = 0.5
 MAX_HEAD_BYTES = 1 << 16
 
 
@@ -234,4 +237,12 @@ def _configure_logging(level: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"branchline: {text}", flush=True)
+    """One line on stdout; where nobody reads it, nobody waits for that."""
+    line = threading.Thread(target=_write, args=(f"branchline: {text}\n",), daemon=True)
+    line.start()
+    line.join(SAY_SECONDS)
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(OSError):
+        write_stdout(text)

@@ -30,6 +30,7 @@ from .proxy.parts import ProxyParts
 from .proxy.retry_budget import RetryBudget
 from .proxy.turns import Turns
 from .proxy.upstream import Upstream
+from .store_metrics import StoreCollector
 from .system_api import SystemApi
 
 FIRST_LOOK_SECONDS = 2.0
@@ -93,6 +94,7 @@ def assemble(
 def _metrics_of(fleet: FleetParts) -> GatewayMetrics:
     metrics, redis_is_up = GatewayMetrics(), {"up": True, "away": False}
     metrics.watch(fleet.view.snapshot, lambda: redis_is_up.get(fleet.view.redis_state))
+    metrics.registry.register(StoreCollector(fleet.store))
     fleet.view.subscribe(lambda change: metrics.changed(change.kind, change.reason))
     return metrics
 

@@ -6,12 +6,10 @@ import hashlib
 
 from fastapi import Request
 
+from ..gateway.fleet.headers import MAX_KEY_LENGTH, REQUEST_KEY
 from .access import Tenant
 from .errors import bad_field
 from .openai import SamplingFields
-
-REQUEST_KEY = "x-branchline-request-key"
-MAX_KEY_LENGTH = 256
 
 _BODY_FIELDS = ("user", "prompt_cache_key")
 

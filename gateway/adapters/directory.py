@@ -22,9 +22,6 @@ MAX_SHOWN = 200
 TRUSTED_SECONDS = 5.0
 """For so long a replica is taken at its word that it has a version, before its report says so."""
 MAX_TRUSTED = 4096
-NOT_FOUND = 404
-ASK_SECONDS = 0.05
-"""The least time between two questions to the store about names that are not known."""
 
 Places = Mapping[str, AdapterPlace]
 
@@ -65,7 +62,6 @@ class AdapterDirectory:
         self._demand = demand
         self._clock = clock
         self._names: _Names | None = None
-        self._asked_at = float("-inf")
         self._own: dict[str, tuple[Places, Places]] = {}
         self._trusted: dict[tuple[str, str, str], float] = {}
 
@@ -86,22 +82,6 @@ class AdapterDirectory:
         if target is None:
             raise _unknown(model)
         return target
-
-    async def find(
-        self, caller: Caller, model: str | None, split_key: str, snapshot: FleetSnapshot
-    ) -> Target:
-        """As ``resolve``; a name that is not there may have come by another gateway just now.
-
-        So the store is asked before the answer is no, seldom and never for longer than its bound.
-        """
-        try:
-            return self.resolve(caller, model, split_key, snapshot)
-        except GatewayError as error:
-            if error.status != NOT_FOUND or self._clock() - self._asked_at < ASK_SECONDS:
-                raise
-        self._asked_at = self._clock()
-        await self._registry.refresh()
-        return self.resolve(caller, model, split_key, snapshot)
 
     def models(self, caller: Caller, snapshot: FleetSnapshot) -> list[ModelEntry]:
         """All that a caller may ask: base names first, then the others by name."""

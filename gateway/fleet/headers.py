@@ -17,5 +17,8 @@ RESUME = "x-branchline-resume"
 """The length in bytes of a ``ResumeRecord`` that stands before the original body."""
 EXPLAIN_ROUTE = "x-branchline-route"
 """In a request: asks to be told why; in an answer: which replica it was and why."""
+REQUEST_KEY = "x-branchline-request-key"
+"""A client's own: what a split alias goes by, 1 to ``MAX_KEY_LENGTH`` characters."""
+MAX_KEY_LENGTH = 256
 REQUEST_ID = "x-request-id"
 TRACE_PARENT = "traceparent"

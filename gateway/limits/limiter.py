@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import count
 from typing import Protocol
@@ -97,6 +97,7 @@ class Limiter:
         self._accounts: dict[str, tuple[Account, scripts.TenantKeys]] = {}
         self.refused: Counter[str] = Counter()
         self.num_alone = 0
+        self._save_at = self._prune_at = -math.inf
 
     async def admit(
         self, caller: Caller, record: HasLimits | None, estimate: Estimate, label: str
@@ -120,26 +121,31 @@ class Limiter:
 
     async def run(self) -> None:
         """Tell Redis what there is to tell, for good; ``close`` afterwards."""
-        usage_at = save_at = prune_at = -math.inf
+        # Apart from each other: all of the usage of years may have to be told, leases can't wait.
+        async with asyncio.TaskGroup() as works:
+            works.create_task(self._again(self._tell_and_keep, TELL_SECONDS))
+            works.create_task(self._again(self.tell_usage, USAGE_SECONDS))
+
+    async def _again(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:
-            await asyncio.sleep(TELL_SECONDS)
-            now = self._clock()
+            await asyncio.sleep(seconds)
             try:
-                if now >= save_at + SAVE_SECONDS:
-                    save_at = now
-                    await self._ledger.save()
-                if now >= prune_at + PRUNE_SECONDS:
-                    prune_at = now
-                    self._prune(now)
-                await self.tell()
-                if now >= usage_at + USAGE_SECONDS:
-                    usage_at = now
-                    await self.tell_usage()
+                await work()
             except RedisDown:
                 pass  # The link says so itself; all of it is told later.
             except Exception:
                 _logger.exception("limits: telling failed")
                 await asyncio.sleep(USAGE_SECONDS)
+
+    async def _tell_and_keep(self) -> None:
+        now = self._clock()
+        if now >= self._save_at:
+            self._save_at = now + SAVE_SECONDS
+            await self._ledger.save()
+        if now >= self._prune_at:
+            self._prune_at = now + PRUNE_SECONDS
+            self._prune(now)
+        await self.tell()
 
     async def close(self) -> None:
         """Tell and save the last; after ``run`` was cancelled."""
@@ -150,7 +156,10 @@ class Limiter:
                 await self._teller.leave()
         except RedisDown:
             _logger.warning("limits: Redis is away, the last usage is in the state directory only")
-        await self._ledger.save()
+        try:
+            await self._ledger.save()
+        except OSError as error:
+            _logger.error("limits: the last usage can't be saved: %s", error)
 
     async def tell(self) -> None:
         """Settle and renew at Redis; raises RedisDown."""
@@ -171,9 +180,11 @@ class Limiter:
         """Bring the ledger to Redis; raises RedisDown."""
         if self._teller is None or self._link is None or not self._link.is_up:
             return
-        if await self._teller.tell(self._clock()):
-            for account, _ in self._accounts.values():
-                account.wants_word = True
+        await self._teller.tell(self._clock(), self._heed_loss)
+
+    def _heed_loss(self) -> None:
+        for account, _ in self._accounts.values():
+            account.wants_word = True
 
     def check(self) -> None:
         """Raises AssertionError unless each account agrees with itself."""

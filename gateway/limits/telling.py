@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import resources
 from typing import Any
 
@@ -29,14 +29,14 @@ class UsageTeller:
         self._gateway_id = gateway_id
         self._generation = ""
 
-    async def tell(self, now: float) -> bool:
+    async def tell(self, now: float, on_loss: Callable[[], None]) -> None:
         """What changed since, or everything to a Redis that has lost it; raises RedisDown.
 
-        Gives whether it had lost it.
+        ``on_loss`` is called at once where it has: to tell everything may take a minute.
         """
         generation = await self._link.run(self._find_generation)
-        is_new = generation != self._generation
-        if is_new:
+        if generation != self._generation:
+            on_loss()
             await self._tell_pages(await asyncio.to_thread(lambda: [*self._ledger.saved_pages()]))
             await self._tell_pages(self._ledger.own_pages())
             self._generation = generation
@@ -49,7 +49,6 @@ class UsageTeller:
             for page in pages:
                 self._ledger.put_back(page)
         await self._link.run(lambda client: self._mark(client, now))
-        return is_new
 
     async def leave(self) -> None:
         """Say that nothing more comes, after the last ``tell``; raises RedisDown."""

@@ -79,11 +79,9 @@ def usage_table(report: Fields) -> str:
     notes = [f"complete until {_utc(report['complete_until'])}"]
     if report["scope"] != "fleet":
         notes.append("of this gateway alone: there is no Redis, or it is away")
-    notes += [
-        f"gateway {gap['gateway']} ended without a word: what it counted after {_utc(gap['since'])} "
-        "may be missing"
-        for gap in report["gaps"]
-    ]
+    for gap in report["gaps"]:
+        gone = f"gateway {gap['gateway']} ended without a word"
+        notes.append(f"{gone}: what it counted after {_utc(gap['since'])} may be missing")
     return "\n".join([table(heads, rows), *notes])
 
 

@@ -40,6 +40,11 @@ class KeyIndex:
         """Different keys that some replica holds."""
         return len(self._masks)
 
+    @property
+    def replica_ids(self) -> frozenset[str]:
+        """Replicas of which anything is known or expected."""
+        return self._bits.held
+
     def num_held(self, replica_id: str) -> int:
         """Keys that a replica holds."""
         return len(self._held.get(replica_id, ()))
@@ -156,6 +161,10 @@ class _Bits:
         self.all = 0
         self._by_name: dict[str, int] = {}
         self._names: dict[int, str] = {}
+
+    @property
+    def held(self) -> frozenset[str]:
+        return frozenset(self._by_name)
 
     def of(self, name: str) -> int:
         bit = self._by_name.get(name)

@@ -124,10 +124,11 @@ class KeyReader:
 
     def _take_reports(self, reports: Iterable[ReplicaReport]) -> None:
         now = {report.replica_id: report for report in reports}
-        for replica_id in self._sources.keys() - now.keys():
-            task = self._sources.pop(replica_id).fetch
-            if task is not None:
-                task.cancel()
+        # A request that was routed just before a replica went may expect keys there after.
+        for replica_id in (self._sources.keys() | self.index.replica_ids) - now.keys():
+            source = self._sources.pop(replica_id, None)
+            if source is not None and source.fetch is not None:
+                source.fetch.cancel()
             self.index.drop(replica_id)
         for replica_id, report in now.items():
             source = self._sources.setdefault(replica_id, _Source(report))

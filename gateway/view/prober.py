@@ -7,10 +7,10 @@ from typing import Protocol
 import aiohttp
 
 from ..fleet.headers import FLEET_SECRET, TENANT
+from ..fleet.identity import PROBE_TENANT
 from ..fleet.records import ReplicaReport
 from ..types import Outcome
 
-PROBE_TENANT = "branchline-probe"
 PROBE_BODY = {"prompt": "1", "max_tokens": 1, "temperature": 0.0}
 PROBE_SECONDS = 5.0
 

@@ -116,8 +116,8 @@ class BlobStore:
 
     def check(self) -> None:
         """Assert that the directory holds what is counted, and no more than allowed."""
-        files = {entry.name: entry.stat().st_size for entry in self._directory.iterdir()}
-        stored = {name: size for name, size in files.items() if SHA256.fullmatch(name)}
+        files = [entry for entry in self._directory.iterdir() if entry.is_file()]
+        stored = {file.name: file.stat().st_size for file in files if SHA256.fullmatch(file.name)}
         assert stored == dict(self._sizes), "the files are those that are known"
         assert self.num_bytes <= self._max_total_bytes
 
@@ -127,7 +127,7 @@ class BlobStore:
             if SHA256.fullmatch(entry.name) and entry.is_file():
                 stat = entry.stat()
                 found.append((stat.st_mtime, entry.name, stat.st_size))
-            else:
+            elif not entry.is_dir():  # a directory is nothing of ours
                 entry.unlink()
         for _, name, size in sorted(found):
             self._sizes[name] = size

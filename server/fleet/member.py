@@ -15,6 +15,7 @@ from ...gateway.fleet.connection import Client, RedisDown, RedisLink
 from ...gateway.fleet.redis_names import RedisNames
 from ...gateway.fleet.script import Script
 from .keys_publisher import KeyPublisher
+from .namesakes import Namesakes
 from .replica import FleetReplica
 
 BEAT_SECONDS = 0.25
@@ -28,10 +29,14 @@ AFTER_FAULT_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
-# Tells how it stands, forgets who is long gone; whether what this replica serves is still known.
+# Tells how it stands, forgets who is long gone. Answers whether what this replica serves is still
+# known, and the last report under its name if that is not older than a lease.
 _BEAT = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local last = redis.call('ZSCORE', KEYS[2], ARGV[1])
+local report = ''
+if last and now - last < 3000 then report = redis.call('HGET', KEYS[1], ARGV[1]) or '' end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 local old = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3], 'LIMIT', 0, 100)
@@ -39,7 +44,7 @@ for _, gone in ipairs(old) do
   redis.call('HDEL', KEYS[1], gone)
   redis.call('ZREM', KEYS[2], gone)
 end
-return redis.call('EXPIRE', KEYS[3], ARGV[4])
+return {redis.call('EXPIRE', KEYS[3], ARGV[4]), report}
 """)
 _LEAVE = Script("""
 redis.call('HDEL', KEYS[1], ARGV[1])
@@ -56,6 +61,7 @@ class FleetMember:
         self._link = link
         self._names = names
         self._told_version: int | None = None
+        self._namesakes = Namesakes(replica.replica_id)
         self._known_problems: set[type[RedisError]] = set()
 
     async def run(self) -> None:
@@ -94,9 +100,13 @@ class FleetMember:
     async def _send_beat(self, client: Client) -> bool:
         replica, names = self._replica, self._names
         keys = [names.replicas, names.beats, names.adapters(replica.replica_id)]
-        report = msgspec.json.encode(replica.report())
-        arguments: list[str | bytes | int] = [replica.replica_id, report, OLDEST_MS, PLACES_SECONDS]
-        return bool(await _BEAT.run(client, keys, arguments))
+        report = replica.report()
+        encoded = msgspec.json.encode(report)
+        ours = replica.replica_id
+        arguments: list[str | bytes | int] = [ours, encoded, OLDEST_MS, PLACES_SECONDS]
+        is_known, last = await _BEAT.run(client, keys, arguments)
+        self._namesakes.note(last, report.epoch)
+        return bool(is_known)
 
     async def _send_places(self, client: Client) -> None:
         key = self._names.adapters(self._replica.replica_id)

@@ -37,6 +37,8 @@ from .versions import FleetVersions, blobs_of
 
 VERBS = ("load", "evict", "pin", "unpin")
 VERSION = "/fleet/versions/{version_id}"
+ARCHIVE = "application/octet-stream"
+
 Seconds = Annotated[float, Query(ge=0, le=600)]
 
 T = TypeVar("T")
@@ -84,10 +86,12 @@ def _add_blobs(app: FastAPI, adapters: FleetAdapters) -> None:
         return json_answer(BlobAnswer(sha256=blob.sha256, size=blob.size, fields=fields))
 
     @app.api_route("/fleet/blobs/{sha256}", methods=["GET", "HEAD"], include_in_schema=False)
-    async def get_blob(sha256: str) -> Response:
+    async def get_blob(request: Request, sha256: str) -> Response:
         blob = adapters.blobs.get(sha256)
         if blob is None or not SHA256.fullmatch(sha256):
             raise ApiError("There is no such blob here.", status=404, code="blob_not_found")
+        if request.method == "HEAD":
+            return Response(None, 200, {"content-length": str(blob.size)}, ARCHIVE)
         return _file_answer(adapters.blobs, blob)
 
     @app.delete("/fleet/blobs/{sha256}", include_in_schema=False)
@@ -141,7 +145,7 @@ def _file_answer(blobs: BlobStore, blob: Blob) -> Response:
                 yield chunk
 
     headers = {"content-length": str(blob.size)}
-    return StreamingResponse(chunks(), 200, headers, "application/octet-stream")
+    return StreamingResponse(chunks(), 200, headers, ARCHIVE)
 
 
 def _parsed(model: type[T], raw: bytes) -> T:

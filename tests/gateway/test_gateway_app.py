@@ -90,6 +90,20 @@ async def test_equal_keys_cannot_reach_another_model(house: House) -> None:
     assert head["x-branchline-model"] == "base"
 
 
+async def test_the_store_is_asked_before_a_name_is_called_unknown(house: House) -> None:
+    """And then who the caller is and what the name stands for is seen anew."""
+    tenants = house.tenants
+    tenants.callers = {"k": Caller(tenant="t", models={})}
+    headers = {"authorization": "Bearer k"}
+    body = {"model": "base", "messages": []}
+    async with house.post(json=body, headers=headers) as response:
+        assert (response.status, tenants.num_looks) == (404, 1)
+    tenants.news = {"k": Caller(tenant="t", models={"base": "base"})}
+    for _ in range(2):
+        async with house.post(json=body, headers=headers) as response:
+            assert (response.status, tenants.num_looks) == (200, 2)
+
+
 async def test_a_large_body_is_a_413(house: House) -> None:
     body = b" " * (LIMITS.max_body_bytes + 1)
     async with house.post(data=body) as response:

@@ -60,7 +60,7 @@ def test_any_json(fields: dict[str, Any]) -> None:
     size = prepare.prompt_size(request, text, body)
     namespace = prepare.prefix_namespace(CALLER, TARGET, request)
     assert PrefixHasher(bytes(32)).keys(namespace, text) is not None
-    assert prepare.split_key(CALLER, request, text)
+    assert prepare.split_key(CALLER, {}, request, text)
     estimate = TokenEstimates().estimate("m", request, size, 4096)
     assert 0 <= estimate.num_input_tokens <= 4096 * request.num_prompts
     assert 0 < estimate.num_output_tokens <= 4096 * 128 * 256

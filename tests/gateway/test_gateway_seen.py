@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 
+import pytest
 from gateway_house import gateway_house
 from mock_replica import Fault
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -64,6 +67,30 @@ async def test_lines_on_top_are_dropped() -> None:
             await asyncio.sleep(0.01)
     task.cancel()
     assert access_log_lines[1] == "next\n"
+
+
+def test_a_pipe_that_nobody_reads_does_not_keep_the_gateway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(access_log, "FLUSH_SECONDS", 0.1)
+    is_read = threading.Event()
+    written: list[str] = []
+
+    def write(text: str) -> None:
+        is_read.wait(10)
+        written.append(text)
+
+    buffer = LineBuffer(write)
+    buffer.add("one\n")
+    started = time.monotonic()
+    for _ in range(2):
+        buffer.flush()
+        buffer.add("two\n")
+    assert time.monotonic() - started < 5
+    assert not written
+    is_read.set()
+    buffer.flush()
+    assert written == ["one\n", "two\ntwo\n"]
 
 
 def test_labels_are_bounded() -> None:

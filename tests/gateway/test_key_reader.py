@@ -280,3 +280,22 @@ async def test_replicas_are_asked_over_http_with_the_secret():
                 await fetch(url, "e", 3)
     await runner.cleanup()
     assert asked[:2] == [("s3cret", {}), ("s3cret", {"epoch": "e", "after": "3"})]
+
+
+async def test_what_is_expected_of_a_replica_that_is_gone_is_forgotten(link: RedisLink) -> None:
+    """A request that was routed to it just before says so after; its bit must not stay."""
+    one, two = KeyReplica("one"), KeyReplica("two")
+    gateway = Gateway(one, two)
+    await gateway.poll(link)
+    gone = gateway.replicas.pop("http://two")
+    await gateway.poll(link)
+    gateway.index.expect("two", [number_key(1)])
+    assert gateway.has("two", 1)
+    await gateway.poll(link)
+    assert gateway.index.replica_ids <= {"one"}
+    assert not gateway.has("two", 1)
+    gateway.replicas["http://two"] = gone
+    await gateway.poll(link)
+    gateway.index.expect("two", [number_key(2)])
+    await gateway.poll(link)
+    assert gateway.has("two", 2)

@@ -36,6 +36,7 @@ class Replica:
     """As much of a replica as beats need."""
 
     replica_id: str = "a:1"
+    epoch: str = "e"
     beat: int = 0
     places: Places = field(default_factory=Places)
     reporter: Reporter = field(default_factory=Reporter)
@@ -45,7 +46,7 @@ class Replica:
         return ReplicaReport(
             replica_id=self.replica_id,
             url="http://a:1",
-            epoch="e",
+            epoch=self.epoch,
             beat=self.beat,
             state="draining" if self.reporter.is_draining else "ready",
             fingerprint="f",
@@ -190,3 +191,25 @@ async def test_the_end_is_announced_before_it_comes(
     await membership.announce_end()
     assert reports(redis)["a:1"].state == "draining"
     await Membership(None, None).announce_end()
+
+
+async def test_a_name_that_is_taken_is_said_once(
+    link: RedisLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    (_, one), (_, other) = make(link, epoch="1"), make(link, epoch="2")
+    for _ in range(8):
+        await one.beat()
+        await other.beat()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert all("--replica-id 'a:1'" in text for text in said)
+
+
+async def test_a_predecessor_that_died_just_now_is_no_namesake(
+    link: RedisLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    (_, before), (_, after) = make(link, epoch="1"), make(link, epoch="2")
+    await before.beat()
+    for _ in range(8):
+        await after.beat()
+    assert not caplog.records

@@ -68,6 +68,7 @@ async def test_a_source_becomes_an_archive_that_peers_can_pull(house: FleetHouse
     assert len(blob.content) > 512
     head = await house.client.head(f"/fleet/blobs/{answer['blob']}")
     assert head.headers["content-length"] == str(len(blob.content))
+    assert not head.content
 
 
 async def test_a_version_comes_from_the_first_peer_that_has_it(house: FleetHouse) -> None:

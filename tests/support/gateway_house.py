@@ -25,6 +25,7 @@ from branchline.gateway.fleet_parts import FleetParts
 from branchline.gateway.routing.router import Router, policy_named
 from branchline.gateway.serve import _Protocol
 from branchline.gateway.services import GatewayServices, assemble
+from branchline.gateway.store.store import Store
 from branchline.gateway.types import (
     Caller,
     Estimate,
@@ -118,11 +119,6 @@ class StubAdapters:
             )
         raise GatewayError(404, f"no {model}", param="model", code="model_not_found")
 
-    async def find(
-        self, caller: Caller, model: str | None, split_key: str, snapshot: FleetSnapshot
-    ) -> Target:
-        return self.resolve(caller, model, split_key, snapshot)
-
     def models(self, caller: Caller, snapshot: FleetSnapshot) -> list[ModelEntry]:
         names = ["base", *self.adapters] if caller.models is None else list(caller.models)
         return [ModelEntry(name) for name in names]
@@ -139,6 +135,8 @@ class StubTenants:
 
     def __init__(self) -> None:
         self.callers: dict[str, Caller] = {}
+        self.news: dict[str, Caller] = {}
+        self.num_looks = 0
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
         if not self.callers:
@@ -147,6 +145,14 @@ class StubTenants:
         if key not in self.callers:
             raise GatewayError(401, "A valid API key is needed.", code="invalid_api_key")
         return self.callers[key]
+
+    async def identify(self, headers: Mapping[str, str]) -> Caller:
+        return self.caller(headers)
+
+    async def look_again(self) -> bool:
+        self.num_looks += 1
+        self.callers |= self.news
+        return True
 
     def record(self, tenant: str) -> None:
         return None
@@ -259,6 +265,7 @@ async def gateway_house(
             "router": Router(policy_named("round-robin"), seed=1),
             "index": KeyIndex(),
             "adapters": adapters,
+            "store": Store(None, "test"),
             "tenants": tenants,
             "limiter": limiter,
         }

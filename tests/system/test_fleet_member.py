@@ -20,7 +20,7 @@ from branchline.gateway.fleet.redis_names import RedisNames
 
 from .conftest import BASE, SERVE_FLAGS, Models
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 SECRET = "k-fleet"
 FLEET = {FLEET_SECRET: SECRET}

@@ -32,7 +32,7 @@ from branchline.gateway.view.key_reader import HttpKeyFetch, KeyReader
 
 from .conftest import SERVE_FLAGS, Models
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 SECRET, REPLICA, BLOCK = "k-fleet", "r1", 16
 FLAGS = ("--fleet-secret", SECRET, "--replica-id", REPLICA, "--admin-key", "k-admin")

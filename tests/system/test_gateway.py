@@ -147,6 +147,8 @@ def test_log_and_metrics(house: Fleet, client: openai.OpenAI) -> None:
     text = httpx.get(f"{house.url}/metrics").text
     assert metric_of(text, "branchline_gateway_replicas_up") == 2
     assert metric_of(text, "branchline_gateway_redis_up") == 1
+    assert metric_of(text, "branchline_gateway_store_up") == 1
+    assert metric_of(text, "branchline_gateway_store_behind_seconds") < 5
 
 
 @pytest.mark.slow

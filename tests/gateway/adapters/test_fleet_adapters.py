@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from fake_replicas import report_of
-from gateway_adapters import ANYONE, AdapterGateway, adapter_gateway, gateway_house
+from gateway_adapters import AdapterGateway, gateway_house
 
 from branchline.gateway.errors import GatewayError
 from branchline.gateway.fleet.records import AdapterPlace
@@ -260,23 +260,3 @@ async def test_a_store_that_is_away_is_a_503_and_changes_nothing(gateway: Adapte
     answer = await gateway.upload("legal", b"two")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_down")
     assert gateway.target("legal").digest == report_of(b"one").digest
-
-
-async def test_a_name_that_came_by_another_gateway_is_found(gateway: AdapterGateway) -> None:
-    fleet = gateway.fleet
-    async with adapter_gateway(fleet, gateway.store.redis, "g2") as other:
-        await gateway.upload("legal", b"one")
-        with pytest.raises(GatewayError):
-            other.target("legal")
-        found = await other.directory.find(ANYONE, "legal", "", fleet.snapshot())
-        assert found == gateway.target("legal")
-        await gateway.upload("tax", b"two")
-        with pytest.raises(GatewayError):  # it has asked only now
-            await other.directory.find(ANYONE, "tax", "", fleet.snapshot())
-        other.clock.now += 1
-        assert (await other.directory.find(ANYONE, "tax", "", fleet.snapshot())).label == "tax"
-        other.clock.now += 1
-        gateway.store.redis.is_up = False
-        with pytest.raises(GatewayError) as caught:
-            await other.directory.find(ANYONE, "none", "", fleet.snapshot())
-        assert caught.value.code == "model_not_found"

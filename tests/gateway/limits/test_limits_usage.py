@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -55,6 +55,13 @@ class Gateway:
         self.ledger = Ledger(directory, is_shared=True)
         self.teller = UsageTeller(link, NAMES, self.ledger, name)
         self.reader = UsageReader(link, NAMES, self.ledger, clock=lambda: NOON)
+        self.num_losses = 0
+
+    async def tell(self, now: float) -> None:
+        await self.teller.tell(now, self._lose)
+
+    def _lose(self) -> None:
+        self.num_losses += 1
 
     def count(self, tenant: str, label: str, times: int = 1, now: float = NOON) -> None:
         for _ in range(times):
@@ -80,9 +87,9 @@ async def test_gateways_counts_add_up(link: RedisLink) -> None:
     two.count("acme", "base:v1")
     two.count("zeta", "base", now=NOON - 86_400)
     for gateway in (one, two, one):
-        await gateway.teller.tell(NOON)
+        await gateway.tell(NOON)
     one.count("acme", "legal")
-    await one.teller.tell(NOON)
+    await one.tell(NOON)
     report = await two.reader.read(None, DAY - timedelta(days=1), DAY)
     assert table(report) == {
         ("acme", "2026-11-21", "legal"): (6, 60, 30, 24),
@@ -95,9 +102,9 @@ async def test_gateways_counts_add_up(link: RedisLink) -> None:
 
 async def test_the_report_says_how_far_it_can_be_trusted(link: RedisLink) -> None:
     alive, dead, closed = (Gateway(link, name=name) for name in ("alive", "dead", "closed"))
-    await dead.teller.tell(NOON - 60)
-    await alive.teller.tell(NOON - 2)
-    await closed.teller.tell(NOON - 1)
+    await dead.tell(NOON - 60)
+    await alive.tell(NOON - 2)
+    await closed.tell(NOON - 1)
     await closed.teller.leave()
     report = await alive.reader.read(None, DAY, DAY)
     assert report.complete_until == datetime.fromtimestamp(NOON - 2, UTC)
@@ -114,7 +121,7 @@ async def test_an_empty_redis_gets_all_days_again(
     await earlier.ledger.save()  # and dies before it tells
     gateway = Gateway(link, tmp_path)
     gateway.count("acme", "legal")
-    await gateway.teller.tell(NOON)
+    await gateway.tell(NOON)
     expected = {
         ("acme", "2026-11-20", "legal"): (2, 20, 10, 8),
         ("acme", "2026-11-21", "legal"): (5, 50, 25, 20),
@@ -124,7 +131,7 @@ async def test_an_empty_redis_gets_all_days_again(
         assert table(report) == expected
         with server.client() as client:
             client.flushall()
-        await gateway.teller.tell(NOON)
+        await gateway.tell(NOON)
 
 
 async def test_old_news_does_not_undo_newer(link: RedisLink) -> None:
@@ -132,10 +139,10 @@ async def test_old_news_does_not_undo_newer(link: RedisLink) -> None:
     gateway.count("acme", "legal")
     (old,) = gateway.ledger.own_pages()
     gateway.count("acme", "legal")
-    await gateway.teller.tell(NOON)
+    await gateway.tell(NOON)
     gateway.ledger._pages[(old.day, old.tenant)].totals.update(old.totals)
     gateway.ledger.put_back(old)
-    await gateway.teller.tell(NOON)
+    await gateway.tell(NOON)
     report = await gateway.reader.read(["acme"], DAY, DAY)
     assert table(report)["acme", "2026-11-21", "legal"][0] == 2
 
@@ -173,7 +180,7 @@ async def test_days_that_are_over_go_once_they_are_safe(link: RedisLink, tmp_pat
     gateway.count("acme", "legal", now=NOON - 86_400)
     gateway.ledger.prune(NOON)
     assert gateway.ledger.own_pages(), "neither told nor saved"
-    await gateway.teller.tell(NOON)
+    await gateway.tell(NOON)
     gateway.ledger.prune(NOON)
     assert gateway.ledger.own_pages(), "not saved"
     await gateway.ledger.save()
@@ -196,11 +203,11 @@ async def test_usage_is_kept_for_so_long_and_no_longer(
 ) -> None:
     gateway = Gateway(link)
     gateway.count("acme", "legal")
-    await gateway.teller.tell(NOON)
+    await gateway.tell(NOON)
     with server.client() as client:
         (key,) = client.keys("*:usage:2*")
         assert client.ttl(key) > 89 * 86_400
-        await gateway.teller.tell(NOON + 91 * 86_400)
+        await gateway.tell(NOON + 91 * 86_400)
         assert client.zcard(f"{NAMES.tag}:usage:tenants") == 0
 
 
@@ -231,3 +238,28 @@ async def test_the_limiter_tells_and_saves_in_the_background(
     assert sum(row.num_requests for row in report.rows) == 2
     assert report.gaps == [], "it took its leave"
     assert list((tmp_path / "usage").glob("*.json"))
+
+
+async def test_leases_do_not_wait_for_usage(
+    link: RedisLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of years may have to be told to a Redis that came back empty."""
+    hanging = asyncio.Event()
+
+    async def hang(teller: UsageTeller, now: float, on_loss: Callable[[], None]) -> None:
+        on_loss()
+        hanging.set()
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(UsageTeller, "tell", hang)
+    limiter, _ = build_limits(link, NAMES, gateway_id="g", num_gateways=lambda: 1, state_dir=None)
+    running = asyncio.create_task(limiter.run())
+    record = Record(Limits(max_in_flight=1))
+    estimate = Estimate(num_input_tokens=10, num_output_tokens=5)
+    async with asyncio.timeout(10):
+        await hanging.wait()
+        first = await limiter.admit(Caller(tenant="acme"), record, estimate, "legal")
+        first.settle(TOOK)
+        while await link.run(lambda client: client.exists(f"{NAMES.tenant('acme')}:flights")):
+            await asyncio.sleep(0.01)
+    running.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from store_house import gateway_store, revisions
 from tenant_house import TenantHouse, tenant_house
 
 from branchline.gateway.fleet.identity import digest_key
-from branchline.gateway.store.documents import StoreDown
+from branchline.gateway.store.documents import Entry, StoreDown
+from branchline.gateway.store.remote import RemoteStore
 from branchline.gateway.store.store import Store
 from branchline.gateway.tenants.declared import Declaration, read_tenants_file
 from branchline.gateway.tenants.directory import TenantDirectory
@@ -136,6 +137,30 @@ async def test_a_start_on_an_emptied_redis_keeps_the_keys_that_are_out(
             assert revisions(one.store) == revisions(two)
             assert TenantDirectory(two).caller(headers).tenant == "acme"
             assert one.directory.caller(headers).tenant == "acme"
+
+
+async def test_an_empty_redis_in_the_middle_of_a_start_puts_the_file_off_not_aside(
+    tmp_path: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis.restart(empty=True)
+    merge = RemoteStore.merge
+    declaration = declare(tmp_path, "tenants: {acme: {weight: 3}, beta: {}}")
+
+    async def emptied_first(self: RemoteStore, generation: str, entries: Iterable[Entry]) -> int:
+        monkeypatch.setattr(RemoteStore, "merge", merge)
+        with redis.client() as client:
+            client.flushall()
+        async with tenant_house(redis.url) as other:
+            await other.put("acme")
+        return await merge(self, generation, entries)
+
+    monkeypatch.setattr(RemoteStore, "merge", emptied_first)
+    async with gateway_store(redis.url, declare=declaration) as store:
+        await store.refresh()
+        record = TenantDirectory(store).record("acme")
+        assert record is not None
+        assert record.weight == 3.0
+        assert set(store.items("tenant")) == {"acme", "beta"}
 
 
 async def _acme_with_a_key(house: TenantHouse) -> dict[str, str]:
