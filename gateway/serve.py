@@ -7,11 +7,10 @@ import contextlib
 import gc
 import logging
 import resource
-import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .access_log import write_stdout
 from .app import ABORT
 from .config import GatewayConfig
+from .fleet.process import ListenError, bind, loop_factory, stop_signals
 from .fleet_parts import StartError
 from .services import GatewayServices, open_services
 
@@ -82,9 +82,9 @@ def run(config: GatewayConfig) -> int:
     _configure_logging(config.log_level)
     _allow_many_files()
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_serve(config))
-    except StartError as error:
+    except (StartError, ListenError) as error:
         print(f"branchline: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("branchline: interrupted", file=sys.stderr)
@@ -92,7 +92,7 @@ def run(config: GatewayConfig) -> int:
 
 
 async def _serve(config: GatewayConfig) -> int:
-    with _bind(config.host, config.port) as listener, _stop_signals() as stop:
+    with bind(config.host, config.port) as listener, stop_signals() as stop:
         url = _url(listener)
         async with open_services(config, url) as services:
             _calm_collector()
@@ -168,39 +168,6 @@ def _announce(config: GatewayConfig, url: str) -> None:
         _say("no --admin-key: the admin API is off")
 
 
-@contextmanager
-def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set; a second signal ends the process where it stands."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
-
-    def on_signal() -> None:
-        stop.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in signals:
-        loop.add_signal_handler(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise StartError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
-    return listener
-
-
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -218,14 +185,6 @@ def _allow_many_files() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # not made for every platform
-        return None
-    return uvloop.new_event_loop
 
 
 def _configure_logging(level: str) -> None:

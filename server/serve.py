@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..engine.errors import EngineStartError
+from ..gateway.fleet.process import ListenError, bind, loop_factory, stop_signals
 from ..gateway.fleet.tracing import Tracer, TracingError
 from ..lora.errors import BranchlineError
 from .adapters.hub import find_directory
@@ -51,9 +51,9 @@ def run(config: ServeConfig) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _configure_logging(config.log_level)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_serve(config))
-    except BranchlineError as error:
+    except (BranchlineError, ListenError) as error:
         print(f"branchline: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("branchline: interrupted", file=sys.stderr)
@@ -62,8 +62,8 @@ def run(config: ServeConfig) -> int:
 
 async def _serve(config: ServeConfig) -> int:
     with (
-        _bind(config.host, config.port) as listener,
-        _stop_signals() as stop,
+        bind(config.host, config.port) as listener,
+        stop_signals() as stop,
         open_state(config.state_dir) as state,
     ):
         opening = _open(config, state, identify(config.fleet, listener))
@@ -200,52 +200,6 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
         return None
     finally:
         stopped.cancel()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set; a second signal ends the process where it stands.
-
-    Not by KeyboardInterrupt, which asyncio turns into the cancellation of all tasks, those
-    too that the way out waits for. The engine leaves by itself once this process is gone.
-    """
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
-
-    def on_signal() -> None:
-        stop.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in signals:
-        loop.add_signal_handler(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Take the port before minutes go into loading; connections are refused until then."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ServeError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
-    return listener
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # not made for every platform
-        return None
-    return uvloop.new_event_loop
 
 
 def _configure_logging(level: str) -> None:

@@ -38,6 +38,15 @@ def test_the_readme_lists_every_flag_and_no_other() -> None:
     assert set(re.findall(r"--[a-z][a-z-]+", section)) == flags
 
 
+def test_the_gateways_document_lists_every_flag_and_no_other() -> None:
+    from branchline.gateway.command import gateway_command
+
+    options = [o for p in gateway_command.params for o in (*p.opts, *p.secondary_opts)]
+    flags = {option for option in options if option.startswith("--")} - {"--help"}
+    section = (ROOT / "docs/gateway.md").read_text().split("## Flags of")[1].split("\n## ")[0]
+    assert set(re.findall(r"--[a-z][a-z-]+", section)) == flags
+
+
 def test_the_readme_has_the_flags_defaults() -> None:
     section = (ROOT / "README.md").read_text().split("## Flags of")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`--.*?) \| (.*?) \|", section, re.MULTILINE)

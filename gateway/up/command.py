@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
+from ..fleet.process import stop_signals
 from .plan import UpConfig
 from .redis_binary import UpError
-from .runner import bring_up, stop_signals
+from .runner import bring_up
 
 # What `up` decides itself for each replica.
 _OURS = ("--host", "--port", "--fleet", "--fleet-secret", "--replica-id", "--state-dir", "--lora")
