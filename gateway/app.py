@@ -13,8 +13,6 @@ Every answer has an ``x-request-id``: the client's own where it is fit for a log
 from __future__ import annotations
 
 import asyncio
-import re
-import uuid
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -29,6 +27,8 @@ from .access_log import AccessLog
 from .admin_check import AdminCheck
 from .body import ClientLeft
 from .errors import GatewayError
+from .fleet.headers import REQUEST_ID
+from .fleet.http_server import request_id_of
 from .gate import Gate
 from .generate import GenerateDoor
 from .metrics import GatewayMetrics
@@ -42,7 +42,6 @@ GENERATE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 ABORT = "branchline.abort"
 """The ASGI extension with which ``serve.py`` lets a connection be cut."""
 
-_GOOD_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _ADMIN = ("/admin", "/debug")
 
 
@@ -70,7 +69,7 @@ class GatewayApp:
         if scope["type"] != "http":
             return
         headers = read_headers(scope["headers"])
-        request_id = _request_id(headers or {})
+        request_id = request_id_of((headers or {}).get(REQUEST_ID, ""))
         path, method = scope["path"], scope["method"]
         try:
             if headers is None:
@@ -180,11 +179,6 @@ async def _cut(scope: Scope) -> None:
     if abort is not None:
         abort()
         await asyncio.sleep(0)  # the server hears of it first
-
-
-def _request_id(headers: Mapping[str, str]) -> str:
-    given = headers.get("x-request-id", "")
-    return given if _GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _with_request_id(send: Send, request_id: str) -> Send:

@@ -14,9 +14,9 @@ from starlette.routing import Route
 from . import prepare
 from .body import BodyBudget, ClientLeft, HeldBody, parse_body
 from .errors import GatewayError
-from .estimates import TokenEstimates
 from .fleet.identity import TENANT_NAME, TENANT_NAME_RULE
-from .prefix_keys import CHUNK_BYTES, PrefixHasher, request_text
+from .jobs import JobMaker, Received
+from .prefix_keys import request_text
 from .proxy.job import Job
 from .proxy.parts import ProxyParts
 from .types import Caller, ReplicaView
@@ -27,8 +27,7 @@ class FleetApi:
     """For admins; who they are is checked before."""
 
     proxy: ProxyParts
-    hasher: PrefixHasher
-    estimates: TokenEstimates
+    jobs: JobMaker
 
     def routes(self) -> list[Route]:
         """Both."""
@@ -78,23 +77,8 @@ class FleetApi:
         view = self.proxy.view
         key = prepare.split_key(caller, headers, request, text)
         target = self.proxy.adapters.resolve(caller, request.model, key, view.snapshot())
-        size = prepare.prompt_size(request, text, body)
-        num_prompt_tokens = self.estimates.likely(target.wire_name, size)
-        namespace = prepare.prefix_namespace(caller, target, request)
-        return Job(
-            request_id="",
-            path="",
-            headers={},
-            body=b"",
-            is_stream=False,
-            caller=caller,
-            target=target,
-            size=size,
-            num_prompt_tokens=num_prompt_tokens,
-            prefix_keys=self.hasher.keys(namespace, text),
-            tokens_per_key=num_prompt_tokens * CHUNK_BYTES / max(len(text), 1),
-            affinity=prepare.affinity(caller, target),
-        )
+        received = Received("", "", headers, body)
+        return self.jobs.make(caller, target, request, text, received)
 
 
 def _replica(replica: ReplicaView) -> dict[str, Any]:

@@ -14,15 +14,15 @@ from . import prepare
 from .account import Account
 from .body import BodyBudget, ClientLeft, HeldBody, ModelRequest, parse_body
 from .errors import GatewayError
-from .estimates import TokenEstimates
 from .fleet import headers as fleet
 from .fleet.identity import PROBE_TENANT
 from .fleet.tracing import Tracer
-from .prefix_keys import CHUNK_BYTES, PrefixHasher, request_text
+from .jobs import JobMaker, Received
+from .prefix_keys import request_text
 from .proxy.attempts import Attempts, NoReplica
 from .proxy.client_side import ClientSide, Receive, Send, watch_client
 from .proxy.guard import ClientGone, Guard, UpstreamLost
-from .proxy.header_rules import encode_headers, to_replica
+from .proxy.header_rules import encode_headers
 from .proxy.job import Job, Trail
 from .proxy.parts import ProxyParts
 from .proxy.stream import StreamRelay
@@ -48,8 +48,7 @@ class GenerateParts:
     proxy: ProxyParts
     tenants: TenantDirectory
     limiter: Limiter
-    hasher: PrefixHasher
-    estimates: TokenEstimates
+    jobs: JobMaker
     fleet_secret: str
     bodies: BodyBudget
     tracer: Tracer | None = None
@@ -108,37 +107,19 @@ class Generation:
 
     async def _job(self, caller: Caller, request: ModelRequest, body: bytes) -> Job:
         """Everything that routing and replicas are told; raises GatewayError 400, 404."""
-        parts, trail = self._parts, self._trail
+        trail = self._trail
         text = request_text(request.messages, request.prompt)
         key = prepare.split_key(caller, self._headers, request, text)
         caller, target = await self._target(caller, request.model, key)
         if caller is PROBE and target.digest is not None:
             raise GatewayError(404, "This is for base models only.", code="model_not_found")
         trail.model, trail.label = target.name, target.label
-        size = prepare.prompt_size(request, text, body)
-        num_prompt_tokens = parts.estimates.likely(target.wire_name, size)
-        is_stream = bool(request.stream)
-        return Job(
-            request_id=trail.request_id,
-            path=trail.path,
-            headers={
-                **to_replica(self._headers),
-                **prepare.fleet_headers(caller, target, is_stream=is_stream),
-            },
-            body=body,
-            is_stream=is_stream,
-            caller=caller,
-            target=target,
-            size=size,
-            num_prompt_tokens=num_prompt_tokens,
-            tokens_per_key=num_prompt_tokens * CHUNK_BYTES / max(len(text), 1),
-            prefix_keys=parts.hasher.keys(prepare.prefix_namespace(caller, target, request), text),
-            affinity=prepare.affinity(caller, target),
-        )
+        received = Received(trail.request_id, trail.path, self._headers, body)
+        return self._parts.jobs.make(caller, target, request, text, received)
 
     def _estimate(self, job: Job, request: ModelRequest) -> Estimate:
         longest = prepare.max_model_len(self._proxy.view.snapshot())
-        return self._parts.estimates.estimate(job.target.wire_name, request, job.size, longest)
+        return self._parts.jobs.estimates.estimate(job.target.wire_name, request, job.size, longest)
 
     async def _target(self, caller: Caller, model: str | None, key: str) -> tuple[Caller, Target]:
         """What the name stands for, and the caller, as of then; raises GatewayError 400, 404.
@@ -223,7 +204,7 @@ class Generation:
         tokens = usage.num_input_tokens + usage.num_output_tokens
         self._proxy.adapters.note_demand(target, tokens)
         if is_counted:
-            self._parts.estimates.learn(target.wire_name, job.size, usage.num_input_tokens)
+            self._parts.jobs.estimates.learn(target.wire_name, job.size, usage.num_input_tokens)
 
 
 class GenerateDoor:

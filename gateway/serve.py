@@ -10,8 +10,6 @@ import resource
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -20,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .access_log import write_stdout
 from .app import ABORT
 from .config import GatewayConfig
+from .fleet.http_server import HttpServer
 from .fleet.process import ListenError, bind, loop_factory, stop_signals
 from .fleet_parts import StartError
 from .services import GatewayServices, open_services
@@ -68,15 +67,6 @@ class _Protocol(HttpToolsProtocol):
         self.scope["extensions"] = extensions
 
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn, with signals left to ``run``: they drain first and stop listening later."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-
 def run(config: GatewayConfig) -> int:
     """Serve until told to stop; returns the exit status."""
     _configure_logging(config.log_level)
@@ -96,7 +86,7 @@ async def _serve(config: GatewayConfig) -> int:
         url = _url(listener)
         async with open_services(config, url) as services:
             _calm_collector()
-            http = _HttpServer(_uvicorn_config(services))
+            http = HttpServer(_uvicorn_config(services))
             serving = asyncio.create_task(http.serve(sockets=[listener]))
             try:
                 while not (http.started or serving.done()):

@@ -22,6 +22,7 @@ from .fleet_api import FleetApi
 from .fleet_parts import FleetParts, StartError, open_fleet_parts
 from .gate import Gate
 from .generate import GenerateDoor, GenerateParts
+from .jobs import JobMaker
 from .metrics import GatewayMetrics
 from .models_api import ModelsDoor
 from .prefix_keys import PrefixHasher
@@ -61,13 +62,12 @@ def assemble(
     """The application over its parts; starts nothing."""
     metrics, gate = _metrics_of(fleet), Gate(config.limits.max_streams)
     proxy = _proxy_parts(config, fleet, metrics)
-    hasher, estimates = PrefixHasher(digest_key(config.fleet_secret)), TokenEstimates()
+    jobs = JobMaker(PrefixHasher(digest_key(config.fleet_secret)), TokenEstimates())
     generate = GenerateParts(
         proxy=proxy,
         tenants=fleet.tenants,
         limiter=fleet.limiter,
-        hasher=hasher,
-        estimates=estimates,
+        jobs=jobs,
         fleet_secret=config.fleet_secret,
         bodies=BodyBudget(),
         tracer=tracer,
@@ -82,7 +82,7 @@ def assemble(
         access_log=access_log,
         routes=[
             *SystemApi(gate, fleet.view, metrics, version, admin).routes(),
-            *FleetApi(proxy, hasher, estimates).routes(),
+            *FleetApi(proxy, jobs).routes(),
             *fleet.routes,
         ],
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from contextlib import ExitStack
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..gateway.fleet.headers import REQUEST_ID
+from ..gateway.fleet.http_server import request_id_of
 from ..gateway.fleet.tracing import Tracer
 from .access import Tenant
 from .adapters.leases import Lease
@@ -19,7 +19,6 @@ from .fleet.ledger import LedgerEntry, RequestLedger
 from .gate import Gate
 from .request_trace import traced
 
-REQUEST_ID = "x-request-id"
 TENANT_STATE = "tenant"
 LEASE_STATE = "leases"
 FLEET_STATE = "fleet"
@@ -27,7 +26,6 @@ MODEL_STATE = "fleet_model"
 
 # What a server that shuts down no longer begins, and lets end.
 _WORK = ("POST", "PUT")
-_GOOD_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Door:
@@ -54,7 +52,7 @@ class Door:
             return
         leases = scope.setdefault("state", {})[LEASE_STATE] = list[Lease]()
         headers = Headers(scope=scope)
-        request_id = _request_id(headers)
+        request_id = request_id_of(headers.get(REQUEST_ID, ""))
         send = _with_request_id(send, request_id)
         try:
             guarded = self._admit(scope, headers)
@@ -112,12 +110,6 @@ def model_for(request: Request) -> str | None:
 def keep_lease(request: Request, lease: Lease) -> None:
     """Have the door release a lease when the response is over, streams to their last byte."""
     getattr(request.state, LEASE_STATE).append(lease)
-
-
-def _request_id(headers: Headers) -> str:
-    """The client's own id where it is fit for a header and a log, else a new one."""
-    given = headers.get(REQUEST_ID, "")
-    return given if _GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _with_request_id(send: Send, request_id: str) -> Send:

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import uvicorn
 
+from ..gateway.fleet.http_server import HttpServer
 from .app import create_app
 from .fleet.member import Membership, membership
 from .services import Services
@@ -22,15 +22,6 @@ FLUSH_SECONDS = 5
 MAX_NAMES_SAID = 20
 
 logger = logging.getLogger(__name__)
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn, with signals left to ``serve``: they drain first and stop listening later."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
 
 
 async def serve_http(

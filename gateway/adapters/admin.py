@@ -278,7 +278,12 @@ def _pin_of(fields: dict[str, str]) -> PinTier | None:
     for field in fields:
         if field != "pin":
             raise bad_field(field[:100], "is not a known field here", "unknown_parameter")
-    match fields.get("pin"):
+    return pin_of(fields.get("pin"))
+
+
+def pin_of(text: str | None) -> PinTier | None:
+    """A pin as a client writes it; raises GatewayError for what is none."""
+    match text:
         case None:
             return None
         case "host":

