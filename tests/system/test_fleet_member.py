@@ -172,16 +172,18 @@ def test_a_request_is_known_by_its_id(replica: Replica) -> None:
 
 def test_a_redis_that_comes_back_empty_is_told_all_again(replica: Replica) -> None:
     first, places = replica.report(), replica.places()
+    output = replica.server.output
     replica.redis.kill()
+    wait_for(lambda: "is down" in output(), 10, output)
     assert replica.complete("still here", {}).status_code == 200
     replica.redis.start()
-    wait_for(lambda: replica.places() is not None, 10, replica.server.output)
+    wait_for(lambda: replica.places() is not None, 10, output)
     assert replica.places() == places
     again = replica.report()
     assert first is not None
     assert again is not None
     assert (again.epoch, again.state) == (first.epoch, "ready")
-    assert replica.server.output().count("answers again") == 1
+    wait_for(lambda: output().count("answers again") == 1, 10, output)
 
 
 @pytest.mark.slow
