@@ -10,7 +10,22 @@ from .config import AdapterDtype
 FinishReason = Literal["stop", "length", "abort", "error"]
 ErrorKind = Literal["failed", "refused", "overloaded"]
 
+GrammarKind = Literal["json_schema", "regex", "lark"]
+Pooling = Literal["last", "mean"]
+
 DEFAULT_TENANT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer's text has to match.
+
+    ``text`` is a JSON schema, a regular expression for the whole text, or a grammar in
+    llguidance's dialect of Lark; choices and ``json_object`` are written as one of these.
+    """
+
+    kind: GrammarKind
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +35,10 @@ class SamplingParams:
     ``temperature`` 0 is greedy. ``top_k`` 0 or -1, ``top_p`` 1 and ``min_p`` 0 switch
     those filters off. ``max_tokens`` None means up to the model's context. ``seed``
     None lets the server draw one. ``logprobs`` None reports none, N reports the chosen
-    token and the N most likely ones, from the logits before penalties and temperature.
+    token and the N most likely ones, from the logits before penalties and temperature;
+    ``prompt_logprobs`` the same for each token of the prompt but the first, which keeps the prompt
+    out of the prefix cache. ``allowed_token_ids`` empty allows all; none of the sequences in
+    ``bad_word_ids`` is ever completed. ``grammar`` allows what it matches.
     """
 
     temperature: float = 1.0
@@ -41,6 +59,10 @@ class SamplingParams:
     logprobs: int | None = None
     skip_special_tokens: bool = True
     n: int = 1
+    prompt_logprobs: int | None = None
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +77,8 @@ class GenerationRequest:
     ``tenant`` is who is charged, ``weight`` the tenant's share against others';
     ``priority`` orders the requests of one tenant, lower first. Requests share KV blocks only
     under one ``cache_salt``, and only with their own tenant or with all of their ``cache_group``.
+    ``pooling`` asks for one vector of the prompt instead of tokens: the final hidden state (after
+    the last norm) of its last token, or the mean over all its tokens; ``max_tokens`` is 1 then.
     """
 
     request_id: str
@@ -68,6 +92,7 @@ class GenerationRequest:
     cache_salt: str | None = None
     output_token_ids: list[int] = field(default_factory=list)
     cache_group: str | None = None
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +116,9 @@ class TokenOutput:
     that can't be served (``refused``), or have come when the queue was full (``overloaded``, try
     again after ``retry_after`` seconds). ``queue_seconds`` and ``num_cached_tokens`` come with the
     first token: how long the request waited in the engine before its first step, and how many
-    tokens of its prompt were found in the prefix cache.
+    tokens of its prompt were found in the prefix cache. ``prompt_logprobs`` comes with the first
+    token, one entry a token of the prompt, the first None. ``embedding`` [hidden_size] float32 is
+    all that a request with ``pooling`` gives, with finish reason ``stop`` and no tokens.
     """
 
     request_id: str
@@ -104,6 +131,8 @@ class TokenOutput:
     error: str | None = None
     error_kind: ErrorKind = "failed"
     retry_after: float | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    embedding: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

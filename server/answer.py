@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +14,7 @@ from msgspec import Struct
 from ..engine.types import TokenLogprobs
 from ..gateway.fleet.resume import ResumedChoice, ResumeRecord
 from .catalog import ServedModel
+from .errors import ApiError
 from .fleet.resume_state import StreamState
 from .generation import ChoiceDelta, ChoiceRequest
 from .openai import SamplingFields
@@ -113,12 +114,15 @@ class Tally:
 
 
 class Writer(Protocol):
-    """One endpoint's shapes for an answer."""
+    """One endpoint's shapes for an answer; ``done`` is what ends its streams."""
 
     answer: Answer
+    done: bytes
 
-    def resume(self, answer: Answer, sent: Sequence[ResumedChoice]) -> None:
-        """Go on with ``answer`` where ``sent`` ends."""
+    def resume(
+        self, answer: Answer, sent: Sequence[ResumedChoice], texts: Mapping[int, str]
+    ) -> None:
+        """Go on with ``answer`` where ``sent`` ends; ``texts``: of its choices so far, by index."""
 
     def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> Struct:
         """The body of an answer that is not streamed."""
@@ -126,8 +130,11 @@ class Writer(Protocol):
     def chunk(self, item: ChoiceDelta, usage: Usage | None) -> bytes:
         """The events for one delta; empty when there is nothing to show yet."""
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        """The event after the last choice that carries the usage."""
+    def closing(self, usage: Usage) -> bytes:
+        """The events after the last choice, such as one that carries the usage; may be none."""
+
+    def failure(self, error: ApiError) -> bytes:
+        """The event that says in a stream why it ends early."""
 
 
 async def collect(deltas: AsyncGenerator[ChoiceDelta], writer: Writer) -> Struct:
@@ -163,9 +170,10 @@ async def stream(
                 )
             if events:
                 yield events
-    if writer.answer.include_usage and not (record and record.usage_sent):
-        event = writer.usage_chunk(tally.usage())
-        yield event if state is None else state.with_usage(event)
+    if not (record and record.usage_sent):
+        events = writer.closing(tally.usage())
+        if events:
+            yield events if state is None else state.with_usage(events)
 
 
 def shows(item: ChoiceDelta) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import UNSET
 
@@ -11,6 +11,7 @@ from ..gateway.fleet.resume import ResumedChoice
 from .access import Tenant
 from .answer import Answer, ChoiceText, shows
 from .catalog import ServedModel
+from .errors import ApiError
 from .fleet.keys_choices import key_chat
 from .generation import ChoiceDelta, Terms, expand_choices
 from .logprobs import chat_logprobs
@@ -19,6 +20,7 @@ from .sampling import fit_max_tokens, sampling_params, with_seed
 from .services import Services
 from .text.tokenizer import Tokenizer
 from .wire import (
+    DONE_EVENT,
     AssistantMessage,
     ChatChoice,
     ChatChunk,
@@ -28,6 +30,7 @@ from .wire import (
     ChatLogprobs,
     Usage,
     encode_event,
+    error_event,
 )
 
 
@@ -53,12 +56,16 @@ async def open_chat(
 class ChatWriter:
     """Chat shapes for one answer."""
 
+    done = DONE_EVENT
+
     def __init__(self, answer: Answer, tokenizer: Tokenizer) -> None:
         self.answer = answer
         self._tokenizer = tokenizer
         self._opened: set[int] = set()
 
-    def resume(self, answer: Answer, sent: Sequence[ResumedChoice]) -> None:
+    def resume(
+        self, answer: Answer, sent: Sequence[ResumedChoice], texts: Mapping[int, str]
+    ) -> None:
         """Go on with ``answer``: what was sent has its role."""
         self.answer = answer
         self._opened.update(choice.index for choice in sent)
@@ -100,8 +107,14 @@ class ChatWriter:
             )
         return events
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        """The event after the last choice."""
+    def failure(self, error: ApiError) -> bytes:
+        """See ``Writer``."""
+        return error_event(error)
+
+    def closing(self, usage: Usage) -> bytes:
+        """The event after the last choice, where the usage is asked for."""
+        if not self.answer.include_usage:
+            return b""
         return self._event([], usage)
 
     def _event(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import UNSET, UnsetType
 
@@ -11,7 +11,7 @@ from ..gateway.fleet.resume import ResumedChoice
 from .access import Tenant
 from .answer import Answer, ChoiceText, shows
 from .catalog import ServedModel
-from .errors import bad_field
+from .errors import ApiError, bad_field
 from .fleet.keys_choices import key_completion
 from .generation import ChoiceDelta, Terms, expand_choices
 from .logprobs import completion_logprobs, num_offset_characters
@@ -19,7 +19,15 @@ from .openai import CompletionRequest
 from .sampling import COMPLETION_MAX_TOKENS, fit_max_tokens, sampling_params, with_seed
 from .services import Services
 from .text.tokenizer import Tokenizer
-from .wire import Completion, CompletionChoice, CompletionLogprobs, Usage, encode_event
+from .wire import (
+    DONE_EVENT,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    Usage,
+    encode_event,
+    error_event,
+)
 
 
 async def open_completion(
@@ -60,6 +68,8 @@ async def open_completion(
 class CompletionWriter:
     """Text completion shapes for one answer."""
 
+    done = DONE_EVENT
+
     def __init__(self, answer: Answer, tokenizer: Tokenizer, echo: bool) -> None:
         self.answer = answer
         self._tokenizer = tokenizer
@@ -69,7 +79,9 @@ class CompletionWriter:
         self._opened: set[int] = set()
         self._text_offsets = [0] * len(answer.choices)
 
-    def resume(self, answer: Answer, sent: Sequence[ResumedChoice]) -> None:
+    def resume(
+        self, answer: Answer, sent: Sequence[ResumedChoice], texts: Mapping[int, str]
+    ) -> None:
         """Go on with ``answer``: what was sent has its echo, and offsets go on behind it."""
         self.answer = answer
         for choice in sent:
@@ -122,8 +134,14 @@ class CompletionWriter:
         usage_field = usage if self.answer.include_usage else UNSET
         return encode_event(self._completion([choice], usage_field))
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        """The event after the last choice."""
+    def failure(self, error: ApiError) -> bytes:
+        """See ``Writer``."""
+        return error_event(error)
+
+    def closing(self, usage: Usage) -> bytes:
+        """The event after the last choice, where the usage is asked for."""
+        if not self.answer.include_usage:
+            return b""
         return encode_event(self._completion([], usage))
 
     def _completion(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from .errors import ApiError, to_api_error
 from .fleet.keep_alive import KEEP_ALIVE_SECONDS, kept_alive
 from .fleet.resume_state import StreamState
-from .wire import DONE_EVENT, encode_event
+from .wire import DONE_EVENT
 
 T = TypeVar("T")
 
@@ -26,22 +26,37 @@ class ClientLeft(Exception):  # noqa: N818 - not an error of anyone's
     """The client closed the connection before its answer was there."""
 
 
+class Framing(Protocol):
+    """What is an endpoint's own about the end of its streams."""
+
+    done: bytes
+
+    def failure(self, error: ApiError) -> bytes:
+        """The event that says why a stream ends early."""
+
+
 class EventStream(Response):
     """Sends events until they end, fail or the client leaves; then ``events`` is closed.
 
     The first event is awaited before the status line goes out, so that what fails until
     then is an ordinary error answer. A later failure is an event with ``error``. With ``state``
-    the stream is a gateway's: that describes a failure too, and no second passes in silence.
+    the stream is a gateway's: that describes a failure too, no second passes in silence, and it
+    ends with ``[DONE]`` whatever its endpoint's do.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, first: bytes, events: AsyncGenerator[bytes], state: StreamState | None = None
+        self,
+        first: bytes,
+        events: AsyncGenerator[bytes],
+        framing: Framing,
+        state: StreamState | None = None,
     ) -> None:
         super().__init__(media_type=self.media_type)
         self._first = first
         self._events = events
+        self._framing = framing
         self._state = state
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
@@ -76,15 +91,19 @@ class EventStream(Response):
         except Exception as error:
             event = self._failure(to_api_error(error))
             await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": DONE_EVENT, "more_body": False})
+        done = self._framing.done if self._state is None else DONE_EVENT
+        await send({"type": "http.response.body", "body": done, "more_body": False})
 
     def _failure(self, error: ApiError) -> bytes:
-        event = encode_event({"error": error.detail})
+        event = self._framing.failure(error)
         return event if self._state is None else self._state.with_failure(event, error)
 
 
 async def start_stream(
-    request: Request, events: AsyncGenerator[bytes], state: StreamState | None = None
+    request: Request,
+    events: AsyncGenerator[bytes],
+    framing: Framing,
+    state: StreamState | None = None,
 ) -> EventStream:
     """A stream whose first event is there, or that has none; raises what comes before it."""
     try:
@@ -92,7 +111,7 @@ async def start_stream(
     except BaseException:
         await events.aclose()
         raise
-    return EventStream(first, events, state)
+    return EventStream(first, events, framing, state)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

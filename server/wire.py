@@ -7,6 +7,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from .errors import ApiError
+
 
 class PromptTokensDetails(Struct, frozen=True):
     """How many of the prompt's tokens came out of the KV cache."""
@@ -185,6 +187,11 @@ def encode(body: Struct) -> bytes:
 def encode_event(body: object) -> bytes:
     """A body as one server-sent event."""
     return b"data: " + _ENCODER.encode(body) + b"\n\n"
+
+
+def error_event(error: ApiError) -> bytes:
+    """An error in the middle of a stream."""
+    return encode_event({"error": error.detail})
 
 
 DONE_EVENT = b"data: [DONE]\n\n"

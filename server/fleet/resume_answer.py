@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -17,6 +18,9 @@ from ..answer import Answer, Writer
 from ..errors import ApiError, bad_field
 from ..generation import ChoiceRequest
 from ..text.detokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from ...engine.types import FinishReason
 
 DIGEST_BYTES = 16
 SLICE_TOKENS = 512
@@ -64,11 +68,10 @@ async def resume(
     choices = [_resumed(c, sent.get(c.index), given.seeds[c.index]) for c in answer.choices]
     answer = replace(answer, id=given.id, created=given.created, choices=choices)
     going_on = [c for c in choices if c.index in sent and not sent[c.index].finish_reason]
-    detokenizers = {choice.index: detokenizer(choice) for choice in going_on}
-    for index, one in detokenizers.items():
-        await _replay(one, sent[index])
-    writer.resume(answer, record.choices)
-    return detokenizers
+    detokenizers = {choice.index: detokenizer(choice) for choice in choices if choice.index in sent}
+    texts = {index: await _replay(one, sent[index]) for index, one in detokenizers.items()}
+    writer.resume(answer, record.choices, texts)
+    return {choice.index: detokenizers[choice.index] for choice in going_on}
 
 
 def unfinished(choices: Sequence[ChoiceRequest], record: ResumeRecord) -> list[ChoiceRequest]:
@@ -100,16 +103,23 @@ def _resumed(choice: ChoiceRequest, sent: ResumedChoice | None, seed: int) -> Ch
     return replace(choice, generation=generation)
 
 
-async def _replay(detokenizer: Detokenizer, sent: ResumedChoice) -> None:
-    num_characters = 0
+async def _replay(detokenizer: Detokenizer, sent: ResumedChoice) -> str:
+    """The text that is out already."""
+    texts: list[str] = []
     for start in range(0, len(sent.token_ids), SLICE_TOKENS):
         if start:
             await asyncio.sleep(0)
-        num_characters += detokenizer.replay(sent.token_ids[start : start + SLICE_TOKENS])
+        end = start + SLICE_TOKENS
+        is_last = end >= len(sent.token_ids)
+        reason = cast("FinishReason | None", sent.finish_reason) if is_last else None
+        texts.append(detokenizer.replay(sent.token_ids[start:end], reason))
         if detokenizer.finished:
             break
-    if detokenizer.finished or num_characters != sent.num_characters:
+    text = "".join(texts)
+    is_finished = sent.finish_reason is not None
+    if detokenizer.finished != is_finished or len(text) != sent.num_characters:
         raise _mismatch("its tokens are another text here")
+    return text
 
 
 def _mismatch(why: str) -> ApiError:

@@ -37,7 +37,7 @@ async def open_stream(
         opening = opening_of(writer.answer, services.fingerprint)
         num_prompt_tokens = Tally(writer.answer).num_prompt_tokens
         state = StreamState(opening, num_prompt_tokens, record.choices if record else ())
-    return await start_stream(request, stream(deltas, writer, record, state), state)
+    return await start_stream(request, stream(deltas, writer, record, state), writer, state)
 
 
 async def _resumed(

@@ -121,12 +121,14 @@ class Detokenizer:
             output.num_cached_tokens,
         )
 
-    def replay(self, token_ids: list[int]) -> int:
-        """Take in tokens whose text is out already; returns the number of its characters.
+    def replay(self, token_ids: list[int], finish_reason: FinishReason | None = None) -> str:
+        """Take in tokens whose text is out already; returns that.
 
-        ``finished`` afterwards: a stop string is among them.
+        ``finish_reason`` is how the choice ended, if it did with the last of them. ``finished``
+        afterwards without one: a stop string is among them.
         """
-        return len(self.push(TokenOutput(request_id="", token_ids=token_ids)).text)
+        output = TokenOutput(request_id="", token_ids=token_ids, finish_reason=finish_reason)
+        return self.push(output).text
 
     def _scan(self, text: str) -> tuple[str, str | None]:
         return self._stop.push(text, armed=self._num_tokens >= self._params.min_tokens)

@@ -1,0 +1,1 @@
+"""What an answer's text is made of: reasoning, content, tool calls."""

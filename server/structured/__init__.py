@@ -1,0 +1,1 @@
+"""Answers of a given form: from the API's fields to grammars."""
