@@ -110,8 +110,9 @@ async def _replay(detokenizer: Detokenizer, sent: ResumedChoice) -> str:
         if start:
             await asyncio.sleep(0)
         end = start + SLICE_TOKENS
-        is_last = end >= len(sent.token_ids)
-        reason = cast("FinishReason | None", sent.finish_reason) if is_last else None
+        # A stop string is found again; any other end is not to be seen in the tokens.
+        is_end = end >= len(sent.token_ids) and not isinstance(sent.stop_reason, str)
+        reason = cast("FinishReason | None", sent.finish_reason) if is_end else None
         texts.append(detokenizer.replay(sent.token_ids[start:end], reason))
         if detokenizer.finished:
             break
