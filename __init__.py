@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine.types import SamplingParams
+    from .engine.types import Grammar, SamplingParams
     from .server.llm import LLM
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Grammar", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -25,6 +25,10 @@ def __getattr__(name: str) -> object:
         from .server.llm import LLM
 
         return LLM
+    if name == "Grammar":
+        from .engine.types import Grammar
+
+        return Grammar
     if name == "SamplingParams":
         from .engine.types import SamplingParams
 

@@ -16,6 +16,7 @@ import click
 from . import __version__
 from .server.engine_flags import engine_options
 from .server.fleet.flags import fleet_options
+from .server.output.flags import parser_options
 
 LORA_FLAGS = ("--lora", "--lora-modules")
 
@@ -168,7 +169,17 @@ def cli() -> None:
     show_default=True,
     help="Older versions of each adapter to roll back to.",
 )
+@click.option(
+    "--cors-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A web page's https://host that may call from browsers, or *; repeatable.",
+)
+@click.option(
+    "--allowed-origins", metavar="JSON", help="The same as vLLM has it: '[\"https://host\"]'."
+)
 @click.option("--chat-template", metavar="FILE", help="Instead of the model's own (Jinja).")
+@parser_options
 @click.option(
     "--generation-config",
     type=click.Choice(["auto", "none"]),
@@ -189,6 +200,20 @@ def cli() -> None:
     default=30.0,
     show_default=True,
     help="Seconds within which a request body has to be here.",
+)
+@click.option(
+    "--response-ttl",
+    type=click.FloatRange(0, min_open=True),
+    default=86400.0,
+    show_default=True,
+    help="Seconds that responses are kept for previous_response_id.",
+)
+@click.option(
+    "--response-store-mb",
+    type=click.FloatRange(0),
+    default=64.0,
+    show_default=True,
+    help="MiB of kept responses: in this server, or a tenant in the fleet's Redis. 0: none.",
 )
 @click.option(
     "--shutdown-timeout",

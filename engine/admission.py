@@ -96,9 +96,8 @@ class Admission:
         """Sit down; ``victim`` gets up first, if it has not for the blocks' sake."""
         if victim is not None and not self._seats.num_free and not self._preempt_for(victim, step):
             return False
-        request.num_computed_tokens = min(
-            request.blocks.num_shared_tokens, len(request.token_ids) - 1
-        )
+        shared = request.blocks.num_shared_tokens
+        request.num_computed_tokens = min(shared, request.max_reused_tokens)
         self._seats.take(request)
         return True
 
@@ -148,10 +147,11 @@ class Admission:
         lease, key = request.blocks, request.key
         in_host = self._cache.match(lease, key)
         step.num_matched += 1
-        if in_host and self._cache.restore(in_host, lease.tenant, step.keep or ()):
-            return False
-        if self._seats.prefills.is_under_way(lease, key):
-            return False
+        if lease.num_shared_tokens < request.max_reused_tokens:  # else it has all that is of use
+            if in_host and self._cache.restore(in_host, lease.tenant, step.keep or ()):
+                return False
+            if self._seats.prefills.is_under_way(lease, key):
+                return False
         is_over_share = self._is_over_share(request)
         if not is_over_share and self._grow(request, step):
             return True

@@ -111,6 +111,7 @@ def _info(config: EngineConfig, decoder: Decoder, num_usable: int) -> EngineInfo
         block_size=config.block_size,
         num_blocks=num_usable,
         eos_token_ids=list(model.eos_token_ids),
+        hidden_size=model.hidden_size,
     )
 
 

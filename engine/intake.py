@@ -33,15 +33,26 @@ class Intake:
         if not num_tokens:
             raise RequestError("prompt", "must have at least one token")
         longest = min(self.max_model_len, self.cache.pool.num_usable * self.cache.block_size)
-        if num_tokens >= longest:
+        if generation.pooling is not None or generation.params.max_tokens == 0:
+            self._check_prompt_only(generation, longest)
+        elif num_tokens >= longest:
             raise RequestError(
                 "prompt",
                 f"has {num_tokens} tokens; with one to generate, the most is {longest - 1}",
             )
-        self._check_output(generation, longest - 1 - num_tokens)
+        else:
+            self._check_output(generation, longest - 1 - num_tokens)
         if not generation.weight > 0:
             raise RequestError("weight", "must be over 0")
         self._require_adapter(generation.adapter)
+
+    def _check_prompt_only(self, generation: GenerationRequest, longest: int) -> None:
+        """Raise RequestError for one that ends with its prompt, and can't."""
+        num_tokens = len(generation.prompt_token_ids)
+        if num_tokens > longest:
+            raise RequestError("prompt", f"has {num_tokens} tokens; the most is {longest}")
+        if generation.output_token_ids:
+            raise RequestError("output_token_ids", "must be empty where nothing is generated")
 
     def _check_output(self, generation: GenerationRequest, room: int) -> None:
         """Raise RequestError where the given output leaves no token to generate."""

@@ -11,6 +11,7 @@ from .kv_layout import KvLayout
 from .machine import step_budget
 from .memory import kv_budget, num_blocks_for
 from .models.decoder import Decoder
+from .prompt_reader import warm_up_prompts
 from .sampler import Sampler
 from .step_profile import profile_run
 
@@ -57,3 +58,5 @@ def run_largest_step(config: EngineConfig, decoder: Decoder, kv_dtype: torch.dty
     num_tokens = step_budget(config, decoder.device)
     logits = profile_run(decoder, config.block_size, num_tokens, config.max_num_seqs, kv_dtype)
     Sampler().warm_up(logits)
+    del logits
+    warm_up_prompts(decoder, num_tokens)

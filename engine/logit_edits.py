@@ -39,11 +39,13 @@ def row_edits(
 
     The repetition penalty is for ids of the prompt and the output (Keskar et al., "CTRL",
     2019; as in transformers), presence and frequency for those of the output (as OpenAI's).
-    Until ``min_tokens`` tokens are out, EOS and ``stop_token_ids`` are forbidden.
+    Until ``min_tokens`` tokens are out, EOS and ``stop_token_ids`` are forbidden, and always what
+    would complete a bad word.
     """
     biased = list(params.logit_bias)
     waits = len(output_token_ids) < params.min_tokens
-    forbidden = (*eos_token_ids, *params.stop_token_ids) if waits else ()
+    ends = (*eos_token_ids, *params.stop_token_ids) if waits else ()
+    forbidden = (*ends, *completing_ids(params.bad_word_ids, output_token_ids))
     counts = params.presence_penalty != 0 or params.frequency_penalty != 0
     repeats = params.repetition_penalty != 1
     if not (biased or forbidden or repeats or (counts and output_token_ids)):
@@ -65,6 +67,22 @@ def row_edits(
     return RowEdits(
         all_ids[inside], edits.bias[inside], edits.repetition[inside], edits.amount[inside]
     )
+
+
+def completing_ids(
+    bad_word_ids: Sequence[Sequence[int]], output_token_ids: Sequence[int]
+) -> list[int]:
+    """The ids that would end one of these sequences behind the output, as vLLM's ``bad_words``.
+
+    A sequence that began in the prompt is not seen.
+    """
+    num_output = len(output_token_ids)
+    return [
+        word[-1]
+        for word in bad_word_ids
+        if len(word) <= num_output + 1
+        and list(output_token_ids[num_output + 1 - len(word) :]) == list(word[:-1])
+    ]
 
 
 def pack_edits(edits: Mapping[int, RowEdits]) -> tuple[()] | tuple[Ids, Floats]:

@@ -15,11 +15,14 @@ from .batch import send_batch
 from .cache_report import report_cache
 from .cache_types import CacheEvent, CacheReport, PinReport, PrefixTarget
 from .errors import RequestError
+from .grammar.grammars import Grammars, refusal
 from .pins import Pins
 from .pipeline import FinishedStep, StepPipeline
 from .plan import ScheduledChunk, StepPlan
+from .prompt_reader import PendingPrompts, read_prompts
+from .prompt_rows import prompt_rows
 from .runner import ModelRunner
-from .sampler import Sampler, SamplingRow
+from .sampler import PendingSample, Sampler, SamplingRow
 from .scheduler import Scheduler
 from .step_graphs import StepGraphs
 from .step_launch import LaunchedStep
@@ -59,6 +62,8 @@ class EngineLoop:
         self._runs_ahead = depth > 0
         self._pipeline = StepPipeline(parts.scheduler, self._launch, depth)
         self._previous_token_ids: Tensor | None = None
+        self._previous: PendingSample | None = None
+        self._grammars = Grammars(info.eos_token_ids)
         self._meter = StepMeter()
 
     def add(self, request: GenerationRequest) -> list[TokenOutput]:
@@ -69,16 +74,52 @@ class EngineLoop:
         params = request.params
         if params.seed is None:
             raise RequestError("seed", "must be set by the time a request reaches the engine")
-        if params.max_tokens is not None and params.max_tokens < 1:
-            raise RequestError("max_tokens", "must be at least 1")
+        if params.max_tokens is not None and params.max_tokens < 0:
+            raise RequestError("max_tokens", "must be at least 0")
         adapter = request.adapter
+        self._check_prompt_output(request)
         self._check_token_ids("prompt", request.prompt_token_ids, adapter)
         self._check_token_ids("output_token_ids", request.output_token_ids, adapter)
         self._check_token_ids("stop_token_ids", params.stop_token_ids, adapter)
         self._check_token_ids("logit_bias", params.logit_bias, adapter)
-        refused = self._scheduler.add(request)
+        self._check_token_ids("allowed_token_ids", params.allowed_token_ids, adapter)
+        for word in params.bad_word_ids:
+            self._check_token_ids("bad_words", word, adapter)
+        if params.grammar is not None:
+            self._scheduler.intake.check(request)
+            if not self._grammars.open(request):
+                return []  # it comes to the scheduler with its grammar
+        return self._enter(request)
+
+    def _enter(self, request: GenerationRequest) -> list[TokenOutput]:
+        """Have a request scheduled; as ``add``."""
+        try:
+            refused = self._scheduler.add(request)
+        except RequestError:
+            self._grammars.close(request.request_id)
+            raise
+        self._grammars.note(refused)
         self._meter.num_prompt_tokens += len(request.prompt_token_ids)
         return refused
+
+    def _take_grammars(self) -> list[TokenOutput]:
+        """Have requests scheduled whose grammar is there; returns ends, as of those without."""
+        ready, outputs = self._grammars.advance()
+        for request in ready:
+            try:
+                outputs += self._enter(request)
+            except RequestError as error:  # its adapter has gone meanwhile
+                outputs.append(refusal(request.request_id, str(error)))
+        return outputs
+
+    def _check_prompt_output(self, request: GenerationRequest) -> None:
+        num_top, vocab_size = request.params.prompt_logprobs, self.info.vocab_size
+        if num_top is None:
+            return
+        if not 0 <= num_top <= vocab_size:
+            raise RequestError("prompt_logprobs", f"must be in [0, {vocab_size}]")
+        if request.pooling is not None:
+            raise RequestError("prompt_logprobs", "can't be had with pooling")
 
     def _check_token_ids(self, field: str, ids: Collection[int], adapter: str | None) -> None:
         traits = None if adapter is None else self.adapters.traits.get(adapter)
@@ -93,12 +134,13 @@ class EngineLoop:
 
     def abort(self, request_id: str) -> None:
         """End a request; its blocks are free once no step under way reads them."""
+        self._grammars.close(request_id)
         self._scheduler.abort(request_id)
 
     @property
     def has_work(self) -> bool:
         """Whether a step would have anything to consider."""
-        return self._pipeline.has_work
+        return self._pipeline.has_work or self._grammars.num_waiting > 0
 
     @property
     def is_running(self) -> bool:
@@ -114,9 +156,12 @@ class EngineLoop:
         """One step; a step that fails ends its own requests, and the next one goes on."""
         self.pins.expire()
         outputs = self._bring_adapters()
+        if self._grammars.num_waiting:
+            outputs += self._take_grammars()
         for finished in self._pipeline.advance():
             self._note(finished)
             outputs += finished.outputs
+        self._grammars.note(outputs)
         return outputs
 
     def tend(self) -> bool:
@@ -162,26 +207,43 @@ class EngineLoop:
 
     @torch.inference_mode()
     def _launch(self, plan: StepPlan) -> LaunchedStep:
-        """Give the device a step; on a GPU nothing here waits for it."""
-        logits = self._execute(plan)
-        chunks = plan.sampling_chunks()
-        if not chunks:
-            return LaunchedStep.without_samples(self._device)
-        pending = self._sampler.launch(logits, self._rows(chunks))
-        if self._runs_ahead:
-            self._previous_token_ids = pending.token_ids
-        return LaunchedStep.of(pending)
+        """Give the device a step; on a GPU nothing here waits for it.
 
-    def _execute(self, plan: StepPlan) -> Tensor:
-        """A captured graph's replay where there is one for the step."""
-        layout = lay_out(plan, self.info.block_size)
+        Only rows under a grammar have to know the tokens of the step before it, when the device
+        has this step's forward pass to go on with.
+        """
+        chunks = plan.sampling_chunks()
+        pending_masks = self._grammars.begin_masks(chunks)
+        logits, prompts = self._execute(plan)
+        if not chunks:
+            return LaunchedStep.without_samples(self._device, prompts)
+        masks = None
+        if pending_masks is not None:
+            masks = pending_masks.result(logits.shape[1], self._previous_tokens)
+        pending = self._sampler.launch(logits, self._rows(chunks), masks)
+        if self._runs_ahead:
+            self._previous, self._previous_token_ids = pending, pending.token_ids
+        return LaunchedStep.of(pending, prompts, masks)
+
+    def _previous_tokens(self) -> list[int]:
+        """What the step before has sampled; waits for it."""
+        assert self._previous is not None
+        return self._previous.result().token_ids
+
+    def _execute(self, plan: StepPlan) -> tuple[Tensor, PendingPrompts | None]:
+        """Logits, by a captured graph where there is one for the step; and what prompts give."""
+        layout, rows = lay_out(plan, self.info.block_size), prompt_rows(plan)
         previous = self._previous_token_ids
-        if self._graphs is not None:
+        if self._graphs is not None and not rows:
             logits = self._graphs.execute(layout, previous)
             if logits is not None:
-                return logits
+                return logits, None
         batch = send_batch(layout, self.adapters.bank, self._device)
-        return self._runner.execute(batch, previous)
+        if not rows:
+            return self._runner.execute(batch, previous), None
+        hidden = self._runner.hidden(batch, previous)
+        prompts = read_prompts(self._runner.decoder, hidden, rows, batch.lora)
+        return self._runner.logits(hidden, batch), prompts
 
     def _rows(self, chunks: Sequence[ScheduledChunk]) -> list[SamplingRow]:
         return [
@@ -245,6 +307,7 @@ class EngineLoop:
             num_restored_blocks=cache.num_restored,
             num_overloaded=scheduler.num_overloaded,
             num_waiting_for_adapter=scheduler.num_waiting_for_adapter,
+            **self._grammars.stats(),
             **self.adapters.stats(),
             last_step_seconds=meter.last_step_seconds,
             p99_step_seconds=meter.p99_step_seconds,
@@ -256,6 +319,8 @@ class EngineLoop:
         """Assert the invariants of everything that is held; for tests and idle times."""
         self._scheduler.check()
         self.adapters.check()
+        if not self.has_work:
+            assert not self._grammars.num_open, "the grammars of requests that have ended"
 
 
 class StepMeter:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .plan import SampledToken, StepPlan
+from .plan import StepPlan, StepResult
 from .scheduler import Scheduler
 from .types import TokenOutput
 
@@ -16,8 +16,8 @@ from .types import TokenOutput
 class LaunchedStep(Protocol):
     """A step on the device."""
 
-    def result(self) -> list[SampledToken]:
-        """Wait for it; one entry a sampling chunk. Raises what the step failed with."""
+    def result(self) -> StepResult:
+        """Wait for it. Raises what the step failed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,13 @@ class StepPipeline:
         while len(self._under_way) > num_left:
             plan, step, started = self._under_way.popleft()
             try:
-                sampled = step.result()
+                result = step.result()
             except Exception as error:
                 finished.append(self._failed(plan, started, error))
                 continue
             seconds = self._seconds_since(started)
-            finished.append(FinishedStep(plan, seconds, self._scheduler.apply(plan, sampled)))
+            outputs = self._scheduler.apply(plan, result.sampled, result.prompts)
+            finished.append(FinishedStep(plan, seconds, outputs))
         return finished
 
     def _failed(self, plan: StepPlan, started: float, error: Exception) -> FinishedStep:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from .prompt_output import PromptPart
 from .request import Request
-from .types import TokenLogprobs
+from .types import ErrorKind, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledChunk:
     """Tokens [start, start + num_scheduled_tokens) of one request, computed in this step.
 
-    ``samples`` says that the chunk ends at the request's last token, so that its last row gives
-    the next one. ``follows`` is set where the chunk's one token is not known yet: it is the one
+    ``samples`` says that the chunk ends at the request's last token and its last row gives the
+    next one. ``follows`` is set where the chunk's one token is not known yet: it is the one
     that the step before samples for this row of its logits.
     """
 
@@ -47,8 +49,20 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """The sampler's answer for one sampling chunk; ``error`` ends the request instead."""
+    """The sampler's answer for one sampling chunk; ``error`` ends the request instead.
+
+    ``error_kind`` goes with it, as in ``TokenOutput``.
+    """
 
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    error_kind: ErrorKind = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step gave: one entry a sampling chunk, and parts of prompts by request id."""
+
+    sampled: list[SampledToken]
+    prompts: Mapping[str, PromptPart] = field(default_factory=dict)

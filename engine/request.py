@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from ..lora.slots import SlotLease
 from .prefix_cache import BlockLease
 from .prefix_key import PrefixKey
-from .types import FinishReason, GenerationRequest, SamplingParams
+from .prompt_output import PromptOutput
+from .types import FinishReason, GenerationRequest, Pooling, SamplingParams
 
 
 class RequestStatus(enum.Enum):
@@ -29,6 +30,8 @@ class Request:
 
     The first ``num_given_tokens`` of ``output_token_ids`` came with the request.
     ``adapter_start`` is the first position that the adapter computes: 0, but for activated LoRA.
+    ``prompt_output`` gathers what is wanted of the prompt besides tokens. Nothing is sampled for
+    one with ``pooling``, or of no output tokens: it ends with its prompt.
     ``ticket`` is the fair queue's own.
     """
 
@@ -58,6 +61,8 @@ class Request:
     finish_reason: FinishReason | None = None
     queue_seconds: float | None = None
     ticket: object | None = None
+    pooling: Pooling | None = None
+    prompt_output: PromptOutput | None = None
 
     @classmethod
     def from_generation(
@@ -85,6 +90,8 @@ class Request:
             token_ids=[*generation.prompt_token_ids, *generation.output_token_ids],
             output_token_ids=list(generation.output_token_ids),
             num_given_tokens=len(generation.output_token_ids),
+            pooling=generation.pooling,
+            prompt_output=PromptOutput.of(generation),
         )
 
     def start(self, now: float) -> None:
@@ -93,13 +100,25 @@ class Request:
         self.num_cached_tokens = min(self.num_computed_tokens, len(self.prompt_token_ids))
 
     @property
+    def samples(self) -> bool:
+        """Whether it gives tokens."""
+        return self.pooling is None and self.params.max_tokens != 0
+
+    @property
+    def max_reused_tokens(self) -> int:
+        """Tokens at the start whose cached KV can stand for a computation of them."""
+        most = len(self.token_ids) - 1
+        wanted = None if self.prompt_output is None else self.prompt_output.max_reused_tokens
+        return most if wanted is None else min(most, wanted)
+
+    @property
     def num_tokens(self) -> int:
         """Prompt and output tokens, the pending one included."""
         return len(self.token_ids) + self.num_pending_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens whose KV no launched step computes; at least 1 for a live request."""
+        """Tokens whose KV no launched step computes; at least 1 for one that gives tokens."""
         return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
 
     @property

@@ -39,6 +39,11 @@ class ModelRunner:
         self.prepare(batch.input_ids, batch.follows, batch.zero_blocks, previous_token_ids)
         return self.compute(batch)
 
+    def hidden(self, batch: StepBatch, previous_token_ids: Tensor | None = None) -> Tensor:
+        """As ``execute``, up to the final hidden states [T, hidden_size], normed."""
+        self.prepare(batch.input_ids, batch.follows, batch.zero_blocks, previous_token_ids)
+        return self._forward(batch)
+
     def prepare(
         self,
         input_ids: Tensor,
@@ -59,7 +64,10 @@ class ModelRunner:
 
     def compute(self, batch: StepBatch) -> Tensor:
         """The step itself; with a batch that stays in its place it can be recorded and replayed."""
-        hidden = self.decoder.forward(
+        return self.logits(self._forward(batch), batch)
+
+    def _forward(self, batch: StepBatch) -> Tensor:
+        return self.decoder.forward(
             batch.input_ids,
             batch.positions,
             self.kv_caches,
@@ -67,6 +75,9 @@ class ModelRunner:
             batch.attention,
             batch.lora,
         )
+
+    def logits(self, hidden: Tensor, batch: StepBatch) -> Tensor:
+        """Float32 logits [N, vocab] of the rows that give a token."""
         if batch.logits_indices is not None:
             hidden = hidden.index_select(0, batch.logits_indices)
         return self.decoder.logits(hidden, batch.lora)

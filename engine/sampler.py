@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from ..kernels import ops
+from .allowed_ids import allow_only, pack_allowed
+from .grammar.masks import TokenMasks, all_allowed
 from .logit_edits import RowEdits, pack_edits, row_edits
+from .logprob_report import read_report
 from .staging import Array, HostCopy, send
 from .types import SamplingParams, TokenLogprobs
 
@@ -20,6 +23,11 @@ MIN_TEMPERATURE = 1e-5
 
 NO_TOKEN_ID = -1
 """In place of the token of a row that failed."""
+
+NO_TOKEN_LEFT = (
+    "no token is left to choose: the grammar, allowed_token_ids, bad_words, logit_bias and "
+    "min_tokens of this request, with its vocabulary, forbid every one"
+)
 
 _GREEDY_FLOATS = (0.0, 1.0, 0.0)
 _GREEDY_INTEGERS = (0, 0, 0, 0, 0)
@@ -70,7 +78,7 @@ class PendingSample:
         token_ids = [NO_TOKEN_ID if i in errors else int(host[i]) for i in range(num_rows)]
         logprobs: list[TokenLogprobs | None] = [None] * num_rows
         chosen = [token_ids[i] for i in self._reported]
-        entries = _read_report(host[2 * num_rows :], chosen, self._counts)
+        entries = read_report(host[2 * num_rows :], chosen, self._counts)
         for i, entry in zip(self._reported, entries, strict=True):
             logprobs[i] = None if i in errors else entry
         return SampledTokens(token_ids, logprobs, errors)
@@ -83,23 +91,31 @@ class Sampler:
         """``launch``, and wait for the tokens."""
         return self.launch(logits, rows).result()
 
-    def launch(self, logits: Tensor, rows: Sequence[SamplingRow]) -> PendingSample:
+    def launch(
+        self, logits: Tensor, rows: Sequence[SamplingRow], masks: TokenMasks | None = None
+    ) -> PendingSample:
         """One token for each row of logits [N, V] float32, which are overwritten.
 
-        Logprobs are of the logits as they come in. Then, in vLLM's order: logit_bias and
-        min_tokens; repetition, frequency and presence penalty; temperature; min_p; top_k;
-        top_p. A row of the lowest temperatures takes its largest logit, of the lowest id.
+        Logprobs are of the logits as they come in. Then come the masks of rows with a grammar and,
+        in vLLM's order: logit_bias, min_tokens, bad words and allowed ids; repetition, frequency
+        and presence penalty; temperature; min_p; top_k; top_p. A row of the lowest temperatures
+        takes its largest logit, of the lowest id.
         On a GPU nothing here waits for the device.
         """
         reported = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
         counts = [rows[i].params.logprobs or 0 for i in reported]
-        edits = pack_edits(_edits(rows, logits.shape[1]))
-        arrays = (np.array(reported, np.int64), *_pack_draws(rows), *edits)
+        edits = pack_edits(_edits(rows, logits.shape[1], masks.must_end if masks else ()))
+        allowed = pack_allowed(_allowed(rows), logits.shape[1])
+        arrays = (np.array(reported, np.int64), *_pack_draws(rows), *edits, *allowed)
         index, floats, integers, *sent = send(arrays, logits.device)
 
         raw = logits.index_select(0, index) if reported else None
+        if masks is not None:
+            ops.apply_token_mask(logits, *send((masks.rows, masks.bits), logits.device))
         if edits:
-            ops.edit_logits(logits, *sent)
+            ops.edit_logits(logits, *sent[: len(edits)])
+        if allowed:
+            allow_only(logits, *sent[len(edits) :])
         top_ids, top_logits = ops.top_tokens(logits)
         chosen = _choose(logits, top_ids, (floats, integers), rows)
 
@@ -116,24 +132,33 @@ class Sampler:
         full = replace(plain, top_p=0.9, logit_bias={0: 0.0}, logprobs=1)
         for params in (plain, full):
             row = SamplingRow(params=params, position=0, prompt_token_ids=(), output_token_ids=())
-            self.sample(logits, [row] * len(logits))
+            masks = all_allowed(*logits.shape) if params is full else None
+            self.launch(logits, [row] * len(logits), masks).result()
 
 
-def _edits(rows: Sequence[SamplingRow], vocab_size: int) -> dict[int, RowEdits]:
+def _edits(
+    rows: Sequence[SamplingRow], vocab_size: int, must_end: Collection[int]
+) -> dict[int, RowEdits]:
     edits = {}
     for i, row in enumerate(rows):
         lists = (row.prompt_token_ids, row.output_token_ids, row.eos_token_ids)
-        edit = row_edits(row.params, *lists, vocab_size)
+        params = replace(row.params, min_tokens=0) if i in must_end else row.params
+        edit = row_edits(params, *lists, vocab_size)
         if edit is not None:
             edits[i] = edit
     return edits
+
+
+def _allowed(rows: Sequence[SamplingRow]) -> dict[int, Sequence[int]]:
+    ids = ((i, row.params.allowed_token_ids) for i, row in enumerate(rows))
+    return {i: allowed for i, allowed in ids if allowed}
 
 
 def _errors(top_logits: Sequence[float]) -> dict[int, str]:
     errors = {}
     for i, value in enumerate(top_logits):
         if value == -math.inf:
-            errors[i] = "no token is allowed here: every logit is -inf"
+            errors[i] = NO_TOKEN_LEFT
         elif not math.isfinite(value):
             errors[i] = f"the model's logits are not finite: the largest is {value}"
     return errors
@@ -184,29 +209,3 @@ def _choose(
     if any(_is_filtered(row.params) for row in rows):
         floors = ops.filter_floors(logits, temperature, integers[0], top_p, min_p)
     return ops.sample_tokens(logits, top_ids, temperature, integers[1:], floors)
-
-
-def _read_report(
-    values: list[float], token_ids: Sequence[int], counts: Sequence[int]
-) -> list[TokenLogprobs]:
-    """The entries of ``ops.report_logprobs``; of equal ones the lowest id comes first."""
-    num_rows = len(token_ids)
-    size = (len(values) - 2 * num_rows) // 3
-    rows, ids, logprobs = (values[2 * num_rows + i * size :][:size] for i in range(3))
-    best: list[list[tuple[float, int]]] = [[] for _ in token_ids]
-    for row, token_id, logprob in zip(rows, ids, logprobs, strict=True):
-        if logprob > -math.inf:
-            best[int(row)].append((-logprob, int(token_id)))
-    entries = []
-    for i, token_id in enumerate(token_ids):
-        top = sorted(best[i])[: counts[i]]
-        entries.append(
-            TokenLogprobs(
-                token_id=token_id,
-                logprob=values[i],
-                rank=int(values[num_rows + i]),
-                top_token_ids=[token for _, token in top],
-                top_logprobs=[-negated for negated, _ in top],
-            )
-        )
-    return entries

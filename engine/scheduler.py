@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from itertools import islice
+from types import MappingProxyType
 
 from ..lora.slots import AdapterSlots
 from ..lora.traits import AdapterTraits
 from .adapter_use import AdapterUse
-from .admission import LOOKAHEAD, Admission, StepDraft
+from .admission import LOOKAHEAD, Admission
 from .cache_use import CacheUse
 from .errors import RequestError
 from .fair_queue import FairQueue
-from .finish import can_run_ahead, finish_reason
+from .finish import finish_reason
 from .intake import Intake
 from .limits import SchedulerLimits
+from .outputs import ended_output, overloaded_output, prompt_output, token_output
 from .plan import SampledToken, ScheduledChunk, StepPlan
+from .planner import StepPlanner
 from .prefix_cache import PrefixCache
 from .prompt_load import PromptLoad
+from .prompt_output import PromptPart
 from .request import Request, RequestStatus
 from .retry_after import RetryAfter
 from .seats import Seats
-from .types import FinishReason, GenerationRequest, TokenOutput
+from .types import ErrorKind, FinishReason, GenerationRequest, TokenOutput
 
-PREFILL_COST, DECODE_COST, BYTES_PER_COST = 1.0, 2.0, 1 << 20
-MAX_CANDIDATES, MAX_MATCHED, MAX_REFUSED = 512, 256, 32
-"""Requests that a step looks at, looks up in the prefix cache, and finds no blocks for."""
+NO_PARTS: Mapping[str, PromptPart] = MappingProxyType({})
 
 
 class Scheduler:
@@ -50,7 +51,6 @@ class Scheduler:
         self.intake = Intake(cache, adapters, limits.max_model_len, limits.isolate_tenants)
         self.use = CacheUse()
         self._limits = limits
-        self._adapters = adapters
         self._eos_token_ids = frozenset(eos_token_ids)
         self._clock = clock
         self._requests: dict[str, Request] = {}
@@ -68,7 +68,16 @@ class Scheduler:
         self._retry_after = RetryAfter(clock)
         self._slots = slots
         self.adapter_use = AdapterUse()
-        self._row_of: dict[str, int] = {}
+        self._planner = StepPlanner(
+            limits=limits,
+            adapters=adapters,
+            queue=self._queue,
+            seats=self._seats,
+            admission=self._admission,
+            cache_use=self.use,
+            adapter_use=self.adapter_use,
+            clock=clock,
+        )
         self.needs_drain = False
         self.num_preemptions = 0
         self.num_overloaded = 0
@@ -90,9 +99,9 @@ class Scheduler:
             other = self._queue.shed(generation.tenant, generation.weight)
             self.num_overloaded += 1
             if other is None:
-                return [self._overloaded(generation.request_id)]
+                return [self._overloaded(generation.request_id, limit)]
             self._finish(other, "error")
-            refused = [self._overloaded(other.request_id)]
+            refused = [self._overloaded(other.request_id, limit)]
         request = self.intake.open(generation, self._num_arrivals, self._clock())
         self._num_arrivals += 1
         self._requests[request.request_id] = request
@@ -100,15 +109,8 @@ class Scheduler:
         self.adapter_use.came(request.adapter)
         return refused
 
-    def _overloaded(self, request_id: str) -> TokenOutput:
-        return TokenOutput(
-            request_id=request_id,
-            token_ids=[],
-            finish_reason="error",
-            error=f"the queue is full: {self._limits.max_queued_requests} requests may wait",
-            error_kind="overloaded",
-            retry_after=self._retry_after.seconds(self.num_waiting),
-        )
+    def _overloaded(self, request_id: str, limit: int) -> TokenOutput:
+        return overloaded_output(request_id, limit, self._retry_after.seconds(self.num_waiting))
 
     def abort(self, request_id: str) -> None:
         """End a request and free what it holds; an unknown or ended one is no error."""
@@ -136,18 +138,13 @@ class Scheduler:
         """Choose this step's work; blocks and slots for it are held when it returns."""
         self.cache.advance()
         self._admission.advance()
-        step = StepDraft(self._limits.max_num_batched_tokens)
-        self._plan_decodes(step)
-        if not step.preempted:
-            self._plan_prefills(step)
+        step = self._planner.draft()
         self.num_preemptions += len(step.preempted)
         self.needs_drain = step.needs_drain
         return self._launch(step.chunks) if step.chunks else StepPlan(())
 
     def _launch(self, chunks: list[ScheduledChunk]) -> StepPlan:
         number = self._seats.fence.launch()
-        chunks.sort(key=_batch_order)
-        self._row_of.clear()
         for chunk in chunks:
             request = chunk.request
             request.num_computed_tokens = chunk.end
@@ -156,69 +153,17 @@ class Scheduler:
             self.num_computed_prompt_tokens += max(0, min(num_prompt, chunk.num_scheduled_tokens))
             if chunk.samples:
                 request.num_pending_tokens += 1
-                self._row_of[request.request_id] = len(self._row_of)
         return StepPlan(tuple(chunks), self.cache.pool.blocks_to_clear(), number)
-
-    def _plan_decodes(self, step: StepDraft) -> None:
-        for request in list(self._seats.running):
-            if not step.budget:
-                return
-            if request.status is not RequestStatus.RUNNING or request in self._queue:
-                continue
-            if not can_run_ahead(request, self._limits.max_model_len):
-                continue
-            if self._admission.make_room(request, step):
-                self._add_chunk(step, request, 1, DECODE_COST)
-
-    def _add_chunk(self, step: StepDraft, request: Request, num_tokens: int, cost: float) -> None:
-        start = request.num_computed_tokens
-        follows = self._row_of[request.request_id] if start >= len(request.token_ids) else None
-        samples = start + num_tokens == request.num_tokens
-        step.chunks.append(ScheduledChunk(request, start, num_tokens, samples, follows))
-        step.budget -= num_tokens
-        step.charged[request] = cost
-        self._queue.charge(request, cost)
-
-    def _plan_prefills(self, step: StepDraft) -> None:
-        """Spend the rest of the budget in fair order, on prefills under way and waiting ones."""
-        for request in islice(self._queue.candidates(), MAX_CANDIDATES):
-            if not step.budget or step.is_full:
-                break
-            if step.num_refused >= MAX_REFUSED or step.num_matched >= MAX_MATCHED:
-                break
-            if request.status is RequestStatus.RUNNING or self._start(request, step):
-                self._plan_prefill(request, step)
-            elif self._queue.overdue(request) and not self._admission.is_loading(request):
-                break  # nobody overtakes it any more
-        planned = {chunk.request for chunk in step.chunks}
-        for request in self._seats.running:  # when no one else can start, those go on that have
-            if step.budget and request in self._queue and request not in planned:
-                self._plan_prefill(request, step)
-        for chunk in step.chunks:
-            if chunk.samples and chunk.request in self._queue:
-                self._queue.remove(chunk.request)
-
-    def _plan_prefill(self, request: Request, step: StepDraft) -> None:
-        num_tokens = min(request.num_uncomputed_tokens, step.budget)
-        self._add_chunk(step, request, num_tokens, num_tokens * PREFILL_COST)
-
-    def _start(self, request: Request, step: StepDraft) -> bool:
-        if not self._admission.admit(request, step):
-            return False
-        if request.adapter is not None and self.adapter_use.take_debt(request.adapter):
-            # Not before it has its adapter: the charge would move the request back, and another
-            # adapter would be brought in its place.
-            cost = self._adapters[request.adapter].num_bytes / BYTES_PER_COST
-            self._queue.charge(request, cost)
-        if request.queue_seconds is None:
-            request.start(self._clock())
-            self.use.count(request)
-        return True
 
     # -- after a step ------------------------------------------------------------------------------
 
-    def apply(self, plan: StepPlan, sampled: list[SampledToken]) -> list[TokenOutput]:
-        """Take in a finished step; ``sampled`` has one entry a sampling chunk."""
+    def apply(
+        self,
+        plan: StepPlan,
+        sampled: list[SampledToken],
+        prompts: Mapping[str, PromptPart] = NO_PARTS,
+    ) -> list[TokenOutput]:
+        """Take in a finished step; see ``StepResult``."""
         self._seats.fence.finish(plan.number)
         tokens = iter(sampled)
         outputs = []
@@ -227,12 +172,19 @@ class Scheduler:
             request = chunk.request
             if request.status is not RequestStatus.RUNNING:
                 continue
-            if token is not None and token.error is not None:
-                outputs.append(self._finish(request, "error", token.error))
+            part = prompts.get(request.request_id)
+            error = _error(part, token)
+            if error is not None:
+                kind = token.error_kind if token is not None else "failed"
+                outputs.append(self._finish(request, "error", error, kind))
                 continue
             self._commit(request, chunk.end)
+            if part is not None and request.prompt_output is not None:
+                request.prompt_output.take(part)
             if token is not None:
                 outputs.append(self._advance(request, token))
+            elif not request.samples and chunk.end == request.num_tokens:
+                outputs.append(self._complete(request))
         return outputs
 
     def _commit(self, request: Request, num_computed_tokens: int) -> None:
@@ -256,16 +208,14 @@ class Scheduler:
         if reason is not None:
             self._finish(request, reason)
             self._retry_after.finished()
-        is_first = len(request.output_token_ids) == request.num_given_tokens + 1
-        return TokenOutput(
-            request_id=request.request_id,
-            token_ids=[token.token_id],
-            logprobs=None if token.logprobs is None else [token.logprobs],
-            finish_reason=reason,
-            stop_token_id=stop_token_id,
-            num_cached_tokens=(request.num_cached_tokens or 0) if is_first else 0,
-            queue_seconds=request.queue_seconds if is_first else None,
-        )
+        return token_output(request, token, reason, stop_token_id)
+
+    def _complete(self, request: Request) -> TokenOutput:
+        """End a request that gives no tokens, with what it has of its prompt."""
+        output = prompt_output(request)
+        self._finish(request, "length" if request.pooling is None else "stop")
+        self._retry_after.finished()
+        return output
 
     def fail(self, plan: StepPlan, error: str) -> list[TokenOutput]:
         """End the requests of a step that failed; nothing that it wrote is kept."""
@@ -277,7 +227,11 @@ class Scheduler:
         ]
 
     def _finish(
-        self, request: Request, reason: FinishReason, error: str | None = None
+        self,
+        request: Request,
+        reason: FinishReason,
+        error: str | None = None,
+        kind: ErrorKind = "failed",
     ) -> TokenOutput:
         if request in self._queue:
             self._queue.remove(request)
@@ -288,9 +242,7 @@ class Scheduler:
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
         del self._requests[request.request_id]
-        return TokenOutput(
-            request_id=request.request_id, token_ids=[], finish_reason=reason, error=error
-        )
+        return ended_output(request, reason, error, kind)
 
     # -- what others ask ---------------------------------------------------------------------------
 
@@ -344,7 +296,7 @@ class Scheduler:
             assert request.num_computed_tokens <= request.blocks.num_slots
 
 
-def _batch_order(chunk: ScheduledChunk) -> tuple[bool, int]:
-    """Single tokens first, as attention wants them; rows of one adapter side by side."""
-    slot = chunk.request.slot
-    return (chunk.num_scheduled_tokens > 1, -1 if slot is None else slot.slot)
+def _error(part: PromptPart | None, token: SampledToken | None) -> str | None:
+    if part is not None and part.error is not None:
+        return part.error
+    return None if token is None else token.error

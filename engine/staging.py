@@ -50,7 +50,7 @@ def _starts(arrays: Sequence[Array]) -> list[int]:
 
 
 class HostCopy:
-    """A tensor [n] on its way to the host, behind all that its stream has been given so far."""
+    """A tensor on its way to the host, behind all that its stream has been given so far."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._values = tensor
@@ -63,7 +63,11 @@ class HostCopy:
 
     def read(self) -> list[float]:
         """Its values; waits for this copy and nothing launched later."""
+        values: list[float] = self.array().tolist()
+        return values
+
+    def array(self) -> Array:
+        """As ``read``, with its shape and dtype."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        values: list[float] = self._values.tolist()
-        return values
+        return self._values.numpy()

@@ -78,7 +78,10 @@ class GenerationRequest:
     ``priority`` orders the requests of one tenant, lower first. Requests share KV blocks only
     under one ``cache_salt``, and only with their own tenant or with all of their ``cache_group``.
     ``pooling`` asks for one vector of the prompt instead of tokens: the final hidden state (after
-    the last norm) of its last token, or the mean over all its tokens; ``max_tokens`` is 1 then.
+    the last norm) of its last token, or the mean over all its tokens, in float32 and not normed
+    to a length. A request with pooling, or with ``max_tokens`` 0, ends with its prompt.
+    ``vocabulary`` is the file of what its tokens stand for (``engine.grammar.vocabulary``); a
+    request with a grammar needs it.
     """
 
     request_id: str
@@ -93,6 +96,7 @@ class GenerationRequest:
     output_token_ids: list[int] = field(default_factory=list)
     cache_group: str | None = None
     pooling: Pooling | None = None
+    vocabulary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +119,11 @@ class TokenOutput:
     ``error`` and ``error_kind`` go with finish reason ``error``: a request can have failed, be one
     that can't be served (``refused``), or have come when the queue was full (``overloaded``, try
     again after ``retry_after`` seconds). ``queue_seconds`` and ``num_cached_tokens`` come with the
-    first token: how long the request waited in the engine before its first step, and how many
-    tokens of its prompt were found in the prefix cache. ``prompt_logprobs`` comes with the first
-    token, one entry a token of the prompt, the first None. ``embedding`` [hidden_size] float32 is
-    all that a request with ``pooling`` gives, with finish reason ``stop`` and no tokens.
+    first output: how long the request waited in the engine before its first step, and how many
+    tokens of its prompt were found in the prefix cache. ``prompt_logprobs`` comes with it too, one
+    entry a token of the prompt, the first None; it is the only output, without a token and with
+    finish reason ``length``, of a request with ``max_tokens`` 0. ``embedding`` [hidden_size]
+    float32 is all that a request with ``pooling`` gives, with finish reason ``stop``.
     """
 
     request_id: str
@@ -150,6 +155,7 @@ class EngineInfo:
     block_size: int
     num_blocks: int
     eos_token_ids: list[int]
+    hidden_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +167,8 @@ class EngineStats:
     device, in use or not, ``num_host_blocks`` those in host memory. Adapters are counted in the
     nearest tier that holds a copy; ``max_adapters`` can be on the device at once.
     ``num_queued_prompt_tokens`` are neither cached nor computed, of waiting and running requests.
+    Requests that find their grammar compiled, or being compiled, are ``num_grammar_hits``;
+    ``grammar_wait_seconds`` is what steps waited for masks, beyond their forward pass.
     ``prompt_tokens_per_second`` is measured over the last steps that were mostly prompts, 0 before.
     """
 
@@ -193,6 +201,13 @@ class EngineStats:
     num_host_adapters: int = 0
     num_disk_adapters: int = 0
     num_waiting_for_adapter: int = 0
+    num_waiting_for_grammar: int = 0
+    num_cached_grammars: int = 0
+    num_grammar_hits: int = 0
+    num_compiled_grammars: int = 0
+    num_failed_grammars: int = 0
+    grammar_compile_seconds: float = 0.0
+    grammar_wait_seconds: float = 0.0
     adapter_device_bytes: int = 0
     max_adapter_device_bytes: int = 0
     adapter_dense_bytes: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from .estimates import NO_TOKENS
 from .proxy.job import Job, Trail
 from .proxy.stream import StreamRelay
 from .types import Estimate, Usage
@@ -35,6 +36,8 @@ class Account:
         status, likely = self.status, self._job.num_prompt_tokens
         if self.told is not None or self._trail.sent is None:
             return self.told
+        if self._estimate == NO_TOKENS:
+            return Usage(num_input_tokens=0, num_output_tokens=0)
         if status is not None and status >= 400:
             is_its_fault = status < 500 and status != 429
             return Usage(num_input_tokens=0, num_output_tokens=0) if is_its_fault else None

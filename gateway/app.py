@@ -1,7 +1,8 @@
 """The gateway's HTTP door: raw ASGI where it is hot, starlette routes for the rest.
 
 ```
-POST /v1/chat/completions, /v1/completions     generate.py, through the proxy
+POST the paths of endpoints.py                 generate.py, through the proxy
+     /v1/responses/ID                          kept_api.py, from whichever replica answers
 GET  /v1/models, /v1/models/NAME               what the caller may use
 GET  /health /ready /metrics /version          no key
      /admin/*  /debug/route                    admins
@@ -26,18 +27,19 @@ from starlette.types import Message, Receive, Scope, Send
 from .access_log import AccessLog
 from .admin_check import AdminCheck
 from .body import ClientLeft
+from .endpoints import ENDPOINTS
+from .error_shapes import error_answer
 from .errors import GatewayError
 from .fleet.headers import REQUEST_ID
 from .fleet.http_server import request_id_of
 from .gate import Gate
 from .generate import GenerateDoor
+from .kept_api import KEPT_RESPONSES, KeptDoor
 from .metrics import GatewayMetrics
 from .models_api import ModelsDoor
 from .proxy.guard import ClientGone, UpstreamLost
 from .proxy.header_rules import read_headers
 from .proxy.job import Trail
-
-GENERATE_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 ABORT = "branchline.abort"
 """The ASGI extension with which ``serve.py`` lets a connection be cut."""
@@ -54,12 +56,14 @@ class GatewayApp:
         gate: Gate,
         door: GenerateDoor,
         models: ModelsDoor,
+        kept: KeptDoor,
         admin: AdminCheck,
         metrics: GatewayMetrics,
         access_log: AccessLog,
         routes: Sequence[BaseRoute],
     ) -> None:
         self._gate, self._door, self._models, self._admin = gate, door, models, admin
+        self._kept = kept
         self._metrics, self._access_log = metrics, access_log
         self._rest = Starlette(routes=routes, exception_handlers=_HANDLERS)
         self._rest.router.redirect_slashes = False
@@ -74,13 +78,13 @@ class GatewayApp:
         try:
             if headers is None:
                 raise GatewayError(400, "A header that may be there once is there twice.")
-            if path in GENERATE_PATHS and method == "POST":
+            if path in ENDPOINTS and method == "POST":
                 await self._generate(scope, headers, request_id, receive, send)
             else:
                 send = _with_request_id(send, request_id)
                 await self._other(scope, headers, receive, send)
         except GatewayError as error:
-            await error.response()(scope, receive, send)
+            await error_answer(path, error)(scope, receive, send)
 
     async def _generate(
         self,
@@ -101,7 +105,8 @@ class GatewayApp:
         except GatewayError as error:
             trail.status = error.status
             self._metrics.limited(error.code)
-            await error.response()(scope, receive, _with_request_id(send, request_id))
+            refused = error_answer(trail.path, error)
+            await refused(scope, receive, _with_request_id(send, request_id))
         except (ClientGone, ClientLeft, UpstreamLost):
             await _cut(scope)
         finally:
@@ -116,13 +121,18 @@ class GatewayApp:
         path, method = scope["path"], scope["method"]
         if not path.isprintable():
             raise GatewayError(404, "There is nothing at this path.", code="not_found")
-        if path in GENERATE_PATHS:
+        if path in ENDPOINTS:
             raise wrong_method(path, method, "POST")
         if path == "/v1/models" or path.startswith("/v1/models/"):
             if method not in ("GET", "HEAD"):
                 raise wrong_method(path, method, "GET")
             answer = await self._models.answer(headers, path.removeprefix("/v1/models")[1:])
             await answer(scope, receive, send)
+            return
+        if path.startswith(KEPT_RESPONSES):
+            with self._gate.enter():
+                answer = await self._kept.answer(method, path, scope["query_string"], headers)
+                await answer(scope, receive, send)
             return
         if path.startswith(_ADMIN):
             self._admin.check(headers)

@@ -29,7 +29,8 @@ MAX_HELD_BYTES = 1 << 30
 
 _LARGE_BYTES = 1 << 20
 
-_Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
 _Name = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
@@ -49,9 +50,11 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: _Name | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
+    n: _Choices | None = None
+    best_of: _Choices | None = None
     max_tokens: _Count | None = None
     max_completion_tokens: _Count | None = None
+    max_output_tokens: _Count | None = None
     cache_salt: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
     user: str | None = None
     prompt_cache_key: str | None = None
@@ -60,6 +63,15 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | list[Any] | None = None
     add_special_tokens: Any = None
     chat_template_kwargs: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    reasoning_effort: Any = None
+    previous_response_id: _Name | None = None
+
+    @property
+    def num_answers(self) -> int:
+        """How many answers are computed for it, beams and those that are not shown among them."""
+        return max(self.n or 1, self.best_of or 1) * self.num_prompts
 
     @property
     def num_prompts(self) -> int:
@@ -69,23 +81,25 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
         return 1
 
 
-_DECODER = msgspec.json.Decoder(ModelRequest)
+Decode = Callable[[bytes], ModelRequest]
+
+decode_plain: Decode = msgspec.json.Decoder(ModelRequest).decode
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
-def parse_body(body: bytes) -> ModelRequest:
-    """Raises GatewayError 400 that names the field."""
+def parse_body(body: bytes, decode: Decode = decode_plain) -> ModelRequest:
+    """Raises GatewayError 400 that names the field; ``decode`` is an endpoint's own reading."""
     if len(body) > _LARGE_BYTES and body.count(b"{") + body.count(b"[") > MAX_NESTED:
         raise GatewayError(400, f"The body holds over {MAX_NESTED} lists and objects.")
     try:
-        parsed = _DECODER.decode(body)
+        parsed = decode(body)
     except msgspec.ValidationError as error:
         raise _from_validation(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise GatewayError(400, f"The body is not valid JSON: {error}.") from None
     except RecursionError:
         raise GatewayError(400, "The body is nested too deeply.") from None
-    if parsed.num_prompts > MAX_PROMPTS:
+    if decode is decode_plain and parsed.num_prompts > MAX_PROMPTS:
         raise bad_field("prompt", f"holds {parsed.num_prompts} prompts, the most is {MAX_PROMPTS}")
     if parsed.messages is not None and len(parsed.messages) > MAX_MESSAGES:
         num_messages = len(parsed.messages)

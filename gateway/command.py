@@ -36,6 +36,13 @@ def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
 )
 @_option("--allow-anonymous", is_flag=True, help="No key: the tenant 'default'.")
 @_option("--tenants", metavar="FILE.yaml", help="Tenants and keys that are applied at the start.")
+@_option(
+    "--cors-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A web page's https://host that may call from browsers, or *; repeatable.",
+)
+@_option("--allowed-origins", metavar="JSON", help="The same as a JSON list.")
 @_option("--state-dir", metavar="DIR", help="Keeps what Redis holds over its loss.")
 @_option("--max-body-mb", type=_SECONDS, default=16.0, help="The largest request body, in MiB.")
 @_option("--body-timeout", type=_SECONDS, default=30.0, help="Seconds for a body to be here.")

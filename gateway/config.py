@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from .fleet.cors import parse_origins
 from .fleet.identity import digest_key, is_loopback
 
 _FLEET_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -42,7 +43,8 @@ class GatewayConfig:
     """Everything ``branchline gateway`` needs.
 
     Exactly one of ``redis`` and ``replicas`` is set. ``fleet_secret`` is the secret itself: it
-    goes to replicas. ``admin_keys`` are sha256 digests.
+    goes to replicas. ``admin_keys`` are sha256 digests. ``cors_origins`` are the web pages that may
+    call from browsers.
     """
 
     redis: str | None
@@ -61,6 +63,7 @@ class GatewayConfig:
     log_level: str = "info"
     access_log: bool = True
     otlp_endpoint: str | None = None
+    cors_origins: tuple[str, ...] = ()
 
     @property
     def keyless_admin(self) -> bool:
@@ -103,6 +106,7 @@ def parse_gateway_options(options: Mapping[str, Any]) -> GatewayConfig:
         log_level=options["log_level"],
         access_log=options["access_log"],
         otlp_endpoint=options["otlp_endpoint"],
+        cors_origins=parse_origins(options["cors_origin"], options["allowed_origins"]),
     )
 
 

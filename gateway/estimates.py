@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 
 from .body import ModelRequest
+from .endpoints import Charges
 from .types import Estimate
 
 DEFAULT_COMPLETION_TOKENS = 16
+NO_TOKENS = Estimate(num_input_tokens=0, num_output_tokens=0)
 MAX_MODELS = 4096
 NUM_SAMPLES_NEEDED = 8
 
@@ -80,14 +82,21 @@ class TokenEstimates:
         return size.num_token_ids + size.num_dense_bytes + usual + around
 
     def estimate(
-        self, model: str, request: ModelRequest, size: PromptSize, max_model_len: int
+        self,
+        model: str,
+        request: ModelRequest,
+        size: PromptSize,
+        max_model_len: int,
+        charges: Charges = "answer",
     ) -> Estimate:
         """What limits reserve: never more than the context holds."""
-        num_answers = (request.n or 1) * request.num_prompts
+        if charges == "request":
+            return NO_TOKENS
         rest = max(1, max_model_len - self.likely(model, size) // request.num_prompts)
         asked = request.max_completion_tokens or request.max_tokens
         if asked is None:
             asked = DEFAULT_COMPLETION_TOKENS if request.messages is None else rest
+        num_answers = request.num_answers if charges == "answer" else 0
         return Estimate(
             num_input_tokens=min(self.at_most(model, size), max_model_len * request.num_prompts),
             num_output_tokens=min(asked, max_model_len) * num_answers,

@@ -12,14 +12,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from . import prepare
-from .body import BodyBudget, ClientLeft, HeldBody, parse_body
+from .body import BodyBudget, ClientLeft, HeldBody, ModelRequest
+from .endpoints import ENDPOINTS
 from .errors import GatewayError
 from .fleet.identity import TENANT_NAME, TENANT_NAME_RULE
+from .fleet.kept_redis import RedisResponses
 from .jobs import JobMaker, Received
+from .kept_history import read_request
 from .prefix_keys import request_text
 from .proxy.job import Job
 from .proxy.parts import ProxyParts
 from .types import Caller, ReplicaView
+
+DEFAULT_ENDPOINT = "/v1/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class FleetApi:
 
     proxy: ProxyParts
     jobs: JobMaker
+    kept: RedisResponses | None = None
 
     def routes(self) -> list[Route]:
         """Both."""
@@ -47,7 +53,10 @@ class FleetApi:
         )
 
     async def _route(self, request: Request) -> Response:
-        """Where the body of a completion would go, for the tenant in ``?tenant=``, and why."""
+        """Where a body would go, for the tenant in ``?tenant=``, and why.
+
+        It is that of a chat or text completion, or of what ``?endpoint=`` names.
+        """
         length = request.headers.get("content-length", "")
         held = HeldBody(BodyBudget(), tenant="")
         try:
@@ -58,7 +67,12 @@ class FleetApi:
         if not TENANT_NAME.fullmatch(tenant):
             raise GatewayError(400, f"tenant: must be {TENANT_NAME_RULE}", param="tenant")
         group = request.query_params.get("cache_group")
-        job = self._job(Caller(tenant=tenant, cache_group=group), request.headers, body)
+        path = request.query_params.get("endpoint", DEFAULT_ENDPOINT)
+        if path not in ENDPOINTS:
+            raise GatewayError(400, f"endpoint: must be one of {', '.join(ENDPOINTS)}")
+        asked_for = await read_request(path, body, tenant, self.kept)
+        caller = Caller(tenant=tenant, cache_group=group)
+        job = self._job(caller, request.headers, asked_for, Received("", path, {}, body))
         snapshot = self.proxy.view.snapshot()
         asked = self.proxy.route_request(job, frozenset())
         decision = self.proxy.router.choose(asked, snapshot, explain=True)
@@ -71,13 +85,17 @@ class FleetApi:
             }
         )
 
-    def _job(self, caller: Caller, headers: Mapping[str, str], body: bytes) -> Job:
-        request = parse_body(body)
+    def _job(
+        self,
+        caller: Caller,
+        headers: Mapping[str, str],
+        request: ModelRequest,
+        received: Received,
+    ) -> Job:
         text = request_text(request.messages, request.prompt)
         view = self.proxy.view
         key = prepare.split_key(caller, headers, request, text)
         target = self.proxy.adapters.resolve(caller, request.model, key, view.snapshot())
-        received = Received("", "", headers, body)
         return self.jobs.make(caller, target, request, text, received)
 
 

@@ -16,7 +16,9 @@ from .adapters.build import build_adapters
 from .adapters.directory import AdapterDirectory
 from .config import GatewayConfig
 from .fleet.connection import RedisLink
+from .fleet.kept_redis import RedisResponses
 from .fleet.redis_names import RedisNames
+from .kept_history import kept_responses
 from .limits.build import build_limits
 from .limits.limiter import Limiter
 from .routing.router import Router, policy_named
@@ -50,6 +52,7 @@ class FleetParts:
     store: Store
     tenants: TenantDirectory
     limiter: Limiter
+    kept: RedisResponses | None = None
     routes: tuple[BaseRoute, ...] = ()
     works: Works = field(default_factory=dict)
 
@@ -87,6 +90,7 @@ async def open_fleet_parts(
         store=store,
         tenants=TenantDirectory(store, allow_anonymous=config.allow_anonymous),
         limiter=limiter,
+        kept=kept_responses(link, names, config.fleet_secret),
         routes=(*tenant_routes(Tenants(store), usage), *adapter_routes(adapters.admin)),
         works={
             "view": view.run(),

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 
 from . import prepare
 from .account import Account
-from .body import BodyBudget, ClientLeft, HeldBody, ModelRequest, parse_body
+from .body import BodyBudget, ClientLeft, HeldBody, ModelRequest
+from .endpoints import endpoint_of
 from .errors import GatewayError
 from .fleet import headers as fleet
 from .fleet.identity import PROBE_TENANT
+from .fleet.messages_errors import is_messages_path
 from .fleet.tracing import Tracer
 from .jobs import JobMaker, Received
+from .kept_history import read_request
 from .prefix_keys import request_text
 from .proxy.attempts import Attempts, NoReplica
 from .proxy.client_side import ClientSide, Receive, Send, watch_client
@@ -31,6 +34,7 @@ from .proxy.whole import relay_whole
 from .types import Caller, Estimate, Target, Usage
 
 if TYPE_CHECKING:
+    from .fleet.kept_redis import RedisResponses
     from .limits.limiter import Admission, Limiter
     from .tenants.directory import TenantDirectory
 
@@ -51,6 +55,7 @@ class GenerateParts:
     jobs: JobMaker
     fleet_secret: str
     bodies: BodyBudget
+    kept: RedisResponses | None = None
     tracer: Tracer | None = None
 
 
@@ -62,6 +67,7 @@ class Generation:
     ) -> None:
         self._parts, self._proxy = parts, parts.proxy
         self._trail, self._headers, self._client = trail, headers, client
+        self._endpoint = endpoint_of(trail.path)
 
     async def run(self, guard: Guard, receive: Receive) -> None:
         """Answer it; raises GatewayError where nothing is sent yet, ClientGone, ClientLeft."""
@@ -80,11 +86,12 @@ class Generation:
         turn: Turn | None = None
         try:
             turn = await self._proxy.turns.take()
-            request = parse_body(body)
+            path, kept = self._trail.path, self._parts.kept
+            request = await read_request(path, body, caller.tenant, kept)
             job = await self._job(caller, request, body)
             estimate = self._estimate(job, request)
             admission = await self._admit(job, estimate)
-            account = Account(job, self._trail, estimate, (request.n or 1) * request.num_prompts)
+            account = Account(job, self._trail, estimate, request.num_answers)
             await self._proxied(job, guard, admission, account, turn)
         except asyncio.CancelledError:
             if guard.takes_back():
@@ -115,11 +122,15 @@ class Generation:
             raise GatewayError(404, "This is for base models only.", code="model_not_found")
         trail.model, trail.label = target.name, target.label
         received = Received(trail.request_id, trail.path, self._headers, body)
+        if self._endpoint.charges == "request":  # nothing is computed that could be cached
+            text = b""
         return self._parts.jobs.make(caller, target, request, text, received)
 
     def _estimate(self, job: Job, request: ModelRequest) -> Estimate:
         longest = prepare.max_model_len(self._proxy.view.snapshot())
-        return self._parts.jobs.estimates.estimate(job.target.wire_name, request, job.size, longest)
+        return self._parts.jobs.estimates.estimate(
+            job.target.wire_name, request, job.size, longest, self._endpoint.charges
+        )
 
     async def _target(self, caller: Caller, model: str | None, key: str) -> tuple[Caller, Target]:
         """What the name stands for, and the caller, as of then; raises GatewayError 400, 404.
@@ -221,6 +232,8 @@ class GenerateDoor:
         guard = Guard()
         client = ClientSide(send, guard, trail, proxy.limits.client_timeout)
         client.headers.append((b"x-request-id", trail.request_id.encode()))
+        if is_messages_path(trail.path):  # where Anthropic's clients look for it
+            client.headers.append((b"request-id", trail.request_id.encode()))
         trail.explain = prepare.asks_for_route(headers)
         if self._parts.tracer is not None:
             trail.span = self._parts.tracer.start(

@@ -4,12 +4,14 @@ A prompt's canonical text is cut into chunks; the key of a chunk is a keyed dige
 and all text up to the chunk's end. Prompts that begin alike have keys that begin alike, and without
 the fleet's secret nobody can tell from a key what it stands for, nor try out guesses.
 
-    chat     FF role [FE name] FD content   FF role FD content   ...      FB to FF: in no UTF-8
+    chat     FF role [FE name] FD content [FA tool F9 arguments ...]   FF role ...
     text     FC text
     tokens   FB FB FB FB id id ...                                        4 bytes each
 
-Messages have no length in front, so that a conversation's text begins with that of each of its
-earlier turns, and a message's with that of a shorter one.
+Bytes from F9 to FF are in no UTF-8. Messages have no length in front, so that a conversation's text
+begins with that of each of its earlier turns, and a message's with that of a shorter one. A tool's
+result is a message like any other; what tools there are, which templates write in front of all, is
+in the namespace.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ MAX_CHUNKS = 2048
 MAX_BYTES = MAX_CHUNKS * CHUNK_BYTES
 
 MESSAGE, NAME, CONTENT, TEXT, TOKENS = b"\xff", b"\xfe", b"\xfd", b"\xfc", b"\xfb\xfb\xfb\xfb"
+CALL, ARGUMENTS = b"\xfa", b"\xf9"
 BYTES_PER_TOKEN_ID = 4
 
 Isolation = Literal["none", "tenant", "group"]
@@ -129,7 +132,34 @@ def chat_text(messages: Iterable[object]) -> bytes:
             break
         parts += (message_head(role, name), _utf8(content))
         num_bytes += len(parts[-1])
+        if calls := message.get("tool_calls"):
+            called = calls_text(calls)
+            if called is None:
+                break
+            parts.append(called)
+            num_bytes += len(called)
     return b"".join(parts)
+
+
+def calls_text(calls: object) -> bytes | None:
+    """What stands behind an assistant's content for the tools it calls; None: they are none."""
+    if not isinstance(calls, list):
+        return None
+    parts: list[bytes] = []
+    for call in calls:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping):
+            return None
+        name, arguments = function.get("name"), function.get("arguments")
+        if not (isinstance(name, str) and isinstance(arguments, str)):
+            return None
+        parts += (call_head(name), _utf8(arguments))
+    return b"".join(parts)
+
+
+def call_head(name: str) -> bytes:
+    """What stands before the arguments of a call."""
+    return CALL + _utf8(name) + ARGUMENTS
 
 
 def content_text(content: object) -> str | None:
@@ -184,18 +214,43 @@ def request_text(messages: object, prompt: object) -> bytes:
 
 
 def request_variant(
-    *, is_chat: bool, add_special_tokens: object = None, chat_template_kwargs: object = None
+    *,
+    is_chat: bool,
+    add_special_tokens: object = None,
+    chat_template_kwargs: object = None,
+    tools: object = None,
+    tool_choice: object = None,
+    reasoning_effort: object = None,
 ) -> bytes:
-    """A digest of what else in a body changes how its prompt begins; b"": nothing does."""
+    """A digest of what else in a chat's or text completion's body changes how its prompt begins.
+
+    b"": nothing does. Tools are not shown to a model that must not call any.
+    """
+    tools = None if tool_choice == "none" else tools
     default = not is_chat
     special = default if add_special_tokens is None else bool(add_special_tokens)
-    if special == default and not chat_template_kwargs:
+    if special == default and not (chat_template_kwargs or tools or reasoning_effort):
         return b""
     try:
-        encoded = msgspec.json.encode([special, chat_template_kwargs or {}], order="deterministic")
+        kept: list[object] = [special, chat_template_kwargs or {}]
+        if tools or reasoning_effort:
+            kept += [_plain_tools(tools), reasoning_effort]
+        encoded = msgspec.json.encode(kept, order="deterministic")
     except (TypeError, ValueError, RecursionError):
         encoded = b"?"
     return blake2b(encoded, digest_size=KEY_BYTES).digest()
+
+
+def _plain_tools(tools: object) -> list[object]:
+    """What of tools is written into a prompt; the same for what is left out and what is null."""
+    plain: list[object] = []
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping):
+            raise TypeError("not a tool")
+        fields = (function.get("description") or "", function.get("parameters") or {})
+        plain.append([function.get("name"), *fields])
+    return plain
 
 
 def _utf8(text: str) -> bytes:

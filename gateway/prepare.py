@@ -6,6 +6,8 @@ import string
 from collections.abc import Mapping
 from hashlib import blake2b
 
+import msgspec
+
 from .body import ModelRequest
 from .errors import GatewayError, bad_field
 from .estimates import PromptSize
@@ -23,7 +25,9 @@ DEFAULT_MODEL_LEN = 4096
 def prompt_size(request: ModelRequest, text: bytes, body: bytes) -> PromptSize:
     """How much prompt there is; ``text`` is its canonical text, of the first prompt."""
     if request.messages is not None:
-        shown = text if len(text) < MAX_BYTES else body
+        shown = text if len(text) < MAX_BYTES else max(text, body, key=len)
+        if request.tools:
+            shown += msgspec.json.encode(request.tools)
         return _text_size(shown, num_messages=len(request.messages))
     prompt = request.prompt
     if isinstance(prompt, list) and prompt:
@@ -55,6 +59,9 @@ def prefix_namespace(caller: Caller, target: Target, request: ModelRequest) -> P
             is_chat=request.messages is not None,
             add_special_tokens=request.add_special_tokens,
             chat_template_kwargs=request.chat_template_kwargs,
+            tools=request.tools,
+            tool_choice=request.tool_choice,
+            reasoning_effort=request.reasoning_effort,
         ),
     )
 
@@ -84,16 +91,21 @@ def affinity(caller: Caller, target: Target) -> bytes:
 
 def fleet_headers(caller: Caller, target: Target, *, is_stream: bool) -> dict[str, str]:
     """What a replica is told beside the body."""
+    headers = {**caller_headers(caller), fleet.MODEL: target.wire_name}
+    if is_stream:
+        headers[fleet.STREAM_STATE] = "1"
+    return headers
+
+
+def caller_headers(caller: Caller) -> dict[str, str]:
+    """What a replica is told of who asks."""
     headers = {
         fleet.TENANT: caller.tenant,
         fleet.TENANT_WEIGHT: f"{caller.weight:g}",
         fleet.PRIORITY: str(caller.priority),
-        fleet.MODEL: target.wire_name,
     }
     if caller.cache_group:
         headers[fleet.CACHE_GROUP] = caller.cache_group
-    if is_stream:
-        headers[fleet.STREAM_STATE] = "1"
     return headers
 
 

@@ -10,12 +10,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.types import ASGIApp
+
 from .access_log import AccessLog, LineBuffer
 from .admin_check import AdminCheck
 from .app import GatewayApp
 from .body import BodyBudget
 from .config import GatewayConfig
 from .estimates import TokenEstimates
+from .fleet.cors import with_cors
 from .fleet.identity import digest_key
 from .fleet.tracing import Tracer, TracingError
 from .fleet_api import FleetApi
@@ -23,6 +26,7 @@ from .fleet_parts import FleetParts, StartError, open_fleet_parts
 from .gate import Gate
 from .generate import GenerateDoor, GenerateParts
 from .jobs import JobMaker
+from .kept_api import KeptDoor
 from .metrics import GatewayMetrics
 from .models_api import ModelsDoor
 from .prefix_keys import PrefixHasher
@@ -45,7 +49,7 @@ class GatewayServices:
     """A gateway that can answer; ``broken`` is set when one of its tasks ended by itself."""
 
     config: GatewayConfig
-    app: GatewayApp
+    app: ASGIApp
     gate: Gate
     proxy: ProxyParts
     metrics: GatewayMetrics
@@ -70,6 +74,7 @@ def assemble(
         jobs=jobs,
         fleet_secret=config.fleet_secret,
         bodies=BodyBudget(),
+        kept=fleet.kept,
         tracer=tracer,
     )
     admin = AdminCheck(config.admin_keys, keyless=config.keyless_admin)
@@ -77,17 +82,23 @@ def assemble(
         gate=gate,
         door=GenerateDoor(generate),
         models=ModelsDoor(fleet.tenants, fleet.adapters, fleet.view),
+        kept=KeptDoor(fleet.tenants, proxy, config.fleet_secret),
         admin=admin,
         metrics=metrics,
         access_log=access_log,
         routes=[
             *SystemApi(gate, fleet.view, metrics, version, admin).routes(),
-            *FleetApi(proxy, jobs).routes(),
+            *FleetApi(proxy, jobs, fleet.kept).routes(),
             *fleet.routes,
         ],
     )
     return GatewayServices(
-        config=config, app=app, gate=gate, proxy=proxy, metrics=metrics, broken=asyncio.Event()
+        config=config,
+        app=with_cors(app, config.cors_origins),
+        gate=gate,
+        proxy=proxy,
+        metrics=metrics,
+        broken=asyncio.Event(),
     )
 
 

@@ -22,7 +22,14 @@ from .lora_ops import (
 )
 from .metadata import AttentionMetadata, build_attention_metadata
 from .reference import Activation, apply_rope, kv_write
-from .sample_ops import edit_logits, filter_floors, report_logprobs, sample_tokens, top_tokens
+from .sample_ops import (
+    apply_token_mask,
+    edit_logits,
+    filter_floors,
+    report_logprobs,
+    sample_tokens,
+    top_tokens,
+)
 from .small_ops import (
     fused_add_rms_norm,
     gated_activation,
@@ -48,6 +55,7 @@ __all__ = [
     "Selection",
     "VectorRows",
     "apply_rope",
+    "apply_token_mask",
     "beside",
     "build_attention_metadata",
     "copy_on_one_core",

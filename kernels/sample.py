@@ -264,6 +264,17 @@ def edit_logits(logits: Tensor, where: Tensor, changes: Tensor) -> None:
     logits[row, column] = values - amount
 
 
+def apply_token_mask(logits: Tensor, rows: Tensor, bits: Tensor) -> None:
+    """logits[rows[m], id] = -inf, in place, where bit ``id % 32`` of bits[m, id // 32] is clear.
+
+    logits [N, V] float32; rows [M] int64, none twice; bits [M, ceil(V / 32)] int32.
+    """
+    lanes = torch.arange(32, dtype=torch.int32, device=bits.device)
+    allowed = (bits[:, :, None] >> lanes & 1).flatten(1)[:, : logits.shape[1]]
+    masked = logits.index_select(0, rows).masked_fill_(allowed == 0, -math.inf)
+    logits.index_copy_(0, rows, masked)
+
+
 def report_logprobs(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """Logprob [N] and rank [N] of token_ids [N], and each row's ``counts`` largest logprobs.
 

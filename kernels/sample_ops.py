@@ -54,6 +54,15 @@ def edit_logits(logits: Tensor, where: Tensor, changes: Tensor) -> None:
     return sample.edit_logits(logits, where, changes)
 
 
+def apply_token_mask(logits: Tensor, rows: Tensor, bits: Tensor) -> None:
+    """Rows of which only some ids are left, in place."""
+    if uses_kernels(logits):
+        from .gpu.sample_mask import apply_token_mask as kernel
+
+        return kernel(logits, rows, bits)
+    return sample.apply_token_mask(logits, rows, bits)
+
+
 def report_logprobs(logits: Tensor, token_ids: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """Logprobs and ranks of one id a row, and each row's best ids."""
     if uses_kernels(logits):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -79,6 +79,17 @@ def build_step_dense(
     )
     indices.send()
     return step
+
+
+def route_heads(dense: StepDense, slots: Sequence[int | None]) -> StepDense:
+    """The same step with other rows of logits: one for each of ``slots``."""
+    found = {slot: dense.pool.held(slot) for slot in {*slots} if slot is not None}
+    tables = {slot: held.tables for slot, held in found.items() if held is not None}
+    owners = np.array([-1 if slot is None else slot for slot in slots], dtype=np.int64)
+    indices = Indices(len(slots), dense.pool.device)
+    heads = _route_tables(owners, tables, HEAD_TABLES, indices)
+    indices.send()
+    return replace(dense, heads=heads)
 
 
 def _route_vectors(

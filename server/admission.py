@@ -22,6 +22,7 @@ from ..gateway.fleet.identity import (
     MIN_WEIGHT,
     TENANT_NAME,
     TENANT_NAME_RULE,
+    api_key,
     bearer,
     is_local,
     is_loopback,
@@ -33,6 +34,9 @@ from .errors import ApiError, bad_field, no_path
 
 # Adapters belong to all tenants: these two, named as vLLM does, are an admin's.
 _ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+
+# Named as vLLM does.
+_TENANT_PATHS = frozenset({"/tokenize", "/detokenize"})
 
 _PRIORITY = re.compile(r"-?[0-9]{1,6}")
 MAX_MODEL_LENGTH = 256
@@ -89,7 +93,7 @@ class Admission:
     def _tenant_of_key(self, headers: Headers) -> Tenant | None:
         if not self._access.keys:
             return None if self._access.is_closed else self._access.tenant(DEFAULT_TENANT)
-        key = bearer(headers)
+        key = api_key(headers)
         return None if key is None else self._access.tenant_of(key)
 
     def is_fleet(self, headers: Headers) -> bool:
@@ -119,6 +123,11 @@ class Admission:
 def is_admin_path(path: str) -> bool:
     """Whether a path is for who has the admin key."""
     return path == "/admin" or path.startswith("/admin/") or path in _ADMIN_PATHS
+
+
+def is_tenant_path(path: str) -> bool:
+    """Whether a path is for who has an API key."""
+    return path.startswith("/v1/") or path in _TENANT_PATHS
 
 
 def _single(headers: Headers, name: str) -> str | None:

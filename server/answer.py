@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,12 +13,15 @@ from msgspec import Struct
 
 from ..engine.types import TokenLogprobs
 from ..gateway.fleet.resume import ResumedChoice, ResumeRecord
+from .beam import BeamTerms
 from .catalog import ServedModel
-from .errors import ApiError
+from .errors import ApiError, bad_field
 from .fleet.resume_state import StreamState
 from .generation import ChoiceDelta, ChoiceRequest
 from .openai import SamplingFields
+from .output.thought_tokens import ThinkingIds, ThoughtTally
 from .prompt import Prompt
+from .sampling_rules import beam_terms
 from .wire import Usage, make_usage
 
 
@@ -31,11 +34,20 @@ class ChoiceText:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str = "stop"
     stop_reason: str | int | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+
+Settle = Callable[[Sequence[ChoiceText] | None, Usage], Awaitable[None]]
+"""What has to happen before an answer's end is told; the texts where it is not streamed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One response to be: its identity, its prompts and choices, and what it must carry."""
+    """One response to be: its identity, its prompts and choices, and what it must carry.
+
+    ``beams`` says how its choices are searched, if they are. ``num_events_sent`` are those of a
+    stream that was begun elsewhere.
+    """
 
     id: str
     created: int
@@ -47,6 +59,11 @@ class Answer:
     return_token_ids: bool
     include_usage: bool
     continuous_usage: bool
+    beams: BeamTerms | None = None
+    reading: str = ""
+    thinking: ThinkingIds | None = None
+    settle: Settle | None = field(default=None, compare=False, repr=False)
+    num_events_sent: int = 0
 
     @classmethod
     def open(
@@ -59,19 +76,23 @@ class Answer:
     ) -> Answer:
         """A response to ``body``; ``kind`` opens its id."""
         options = body.stream_options
+        params, beams = choices[0].generation.params, beam_terms(body)
+        if beams is not None and params.grammar is not None:
+            raise bad_field("use_beam_search", "can't be had together with a grammar")
         return cls(
-            id=f"{kind}-{uuid.uuid4().hex}",
+            id=f"{kind}{uuid.uuid4().hex}",
             created=int(time.time()),
             model=model,
             model_name=body.model or model.name,
             prompts=prompts,
             choices=choices,
-            num_logprobs=choices[0].generation.params.logprobs,
+            num_logprobs=params.logprobs,
             return_token_ids=bool(body.return_token_ids),
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(
                 options and options.include_usage and options.continuous_usage_stats
             ),
+            beams=beams,
         )
 
 
@@ -91,10 +112,14 @@ class Tally:
         self._begun = {choice.index for choice in sent}
         self._settled = {answer.choices[index].prompt_index for index in self._begun}
         self._num_tokens = sum(len(choice.token_ids) for choice in sent)
+        self._thoughts = ThoughtTally(answer.thinking)
+        for choice in sent:
+            self._thoughts.add(choice.index, choice.token_ids)
 
     def add(self, item: ChoiceDelta) -> None:
         """Count one delta."""
         self._num_tokens += len(item.delta.token_ids)
+        self._thoughts.add(item.choice.index, item.delta.token_ids)
         choice, num_cached = item.choice, item.delta.num_cached_tokens
         if choice.index not in self._begun:  # it comes with a choice's first token
             self._begun.add(choice.index)
@@ -110,7 +135,9 @@ class Tally:
 
     def usage(self) -> Usage:
         """The counts so far."""
-        return make_usage(self.num_prompt_tokens, self._num_tokens, self.num_cached_tokens)
+        return make_usage(
+            self.num_prompt_tokens, self._num_tokens, self.num_cached_tokens, self._thoughts.count
+        )
 
 
 class Writer(Protocol):
@@ -145,6 +172,8 @@ async def collect(deltas: AsyncGenerator[ChoiceDelta], writer: Writer) -> Struct
         async for item in deltas:
             tally.add(item)
             _append(texts[item.choice.index], item)
+    if writer.answer.settle is not None:
+        await writer.answer.settle(texts, tally.usage())
     return writer.whole(texts, tally.usage())
 
 
@@ -164,13 +193,15 @@ async def stream(
         async for item in deltas:
             tally.add(item)
             events = writer.chunk(item, tally.usage() if continuous else None)
-            if events and state is not None:
+            if state is not None:
                 events = state.with_choice(
                     events, item.choice.index, item.delta, tally.num_cached_tokens
                 )
             if events:
                 yield events
     if not (record and record.usage_sent):
+        if writer.answer.settle is not None:
+            await writer.answer.settle(None, tally.usage())
         events = writer.closing(tally.usage())
         if events:
             yield events if state is None else state.with_usage(events)
@@ -191,6 +222,7 @@ def _append(choice: ChoiceText, item: ChoiceDelta) -> None:
     choice.text.append(delta.text)
     choice.token_ids += delta.token_ids
     choice.logprobs += delta.logprobs or ()
+    choice.prompt_logprobs = choice.prompt_logprobs or delta.prompt_logprobs
     if delta.finish_reason is not None:
         choice.finish_reason = delta.finish_reason
         choice.stop_reason = delta.stop_reason

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Request
+from msgspec import Struct
+from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
+from ..gateway.fleet.cors import cors_settings
+from . import tokenize_api
 from .adapters.api import add_adapter_api
 from .adapters.bodies import BODIES, STRUCTS
 from .adapters.vllm_lora import add_vllm_lora
@@ -16,21 +19,20 @@ from .admission import Admission
 from .chat import open_chat
 from .completions import open_completion
 from .door import Door
+from .embeddings import EmbeddingRequest, add_embeddings
 from .endpoint import answer
 from .errors import install_error_handlers
 from .fleet.api import add_fleet
+from .messages import api as messages_api
 from .metrics import CONTENT_TYPE
 from .model_cards import ModelCards
 from .openai import ChatRequest, CompletionRequest
 from .paging import After, Limit
 from .pins import PinRequest
-from .schema import answers, body_schema, install_openapi
+from .responses import api as responses_api
+from .schema import answers, body_schema, install_openapi, plain_answers, stream_or_whole
 from .services import Services
-from .wire import ModelCard, ModelList, encode
-
-_STREAM_OR_JSON: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {}, "text/event-stream": {}}}
-}
+from .wire import ChatCompletion, Completion, EmbeddingList, ModelCard, ModelList, encode
 
 
 def create_app(services: Services) -> FastAPI:
@@ -48,8 +50,14 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(
         Door, gate=services.gate, admission=admission, ledger=ledger, tracer=services.tracer
     )
+    if services.config.cors_origins:  # outside of the door: preflights bring no key
+        app.add_middleware(CORSMiddleware, **cors_settings(services.config.cors_origins))
     install_error_handlers(app)
     _add_generation(app, services)
+    add_embeddings(app, services)
+    messages_api.add_messages(app, services)
+    responses_api.add_responses(app, services)
+    tokenize_api.add_tokenize(app, services)
     _add_models(app, services)
     _add_operations(app, services)
     add_admin(app, services)
@@ -57,14 +65,33 @@ def create_app(services: Services) -> FastAPI:
     add_vllm_lora(app, services)
     if replica is not None:
         add_fleet(app, replica)
-    bodies = (ChatRequest, CompletionRequest, PinRequest, *BODIES)
-    install_openapi(app, bodies, (ModelCard, ModelList, *STRUCTS))
+    bodies: list[type[BaseModel]] = [
+        ChatRequest,
+        CompletionRequest,
+        EmbeddingRequest,
+        PinRequest,
+        *BODIES,
+    ]
+    structs: list[type[Struct]] = [
+        ChatCompletion,
+        Completion,
+        EmbeddingList,
+        ModelCard,
+        ModelList,
+        *STRUCTS,
+    ]
+    for api in (responses_api, messages_api, tokenize_api):
+        bodies += api.BODIES
+        structs += api.STRUCTS
+    install_openapi(app, bodies, structs)
     return app
 
 
 def _add_generation(app: FastAPI, services: Services) -> None:
     @app.post(
-        "/v1/chat/completions", responses=_STREAM_OR_JSON, openapi_extra=body_schema(ChatRequest)
+        "/v1/chat/completions",
+        responses=stream_or_whole(ChatCompletion),
+        openapi_extra=body_schema(ChatRequest),
     )
     async def create_chat_completion(request: Request) -> Response:
         """Answer a chat, whole or as a stream of events."""
@@ -72,7 +99,7 @@ def _add_generation(app: FastAPI, services: Services) -> None:
 
     @app.post(
         "/v1/completions",
-        responses=_STREAM_OR_JSON,
+        responses=stream_or_whole(Completion),
         openapi_extra=body_schema(CompletionRequest),
     )
     async def create_completion(request: Request) -> Response:
@@ -95,14 +122,14 @@ def _add_models(app: FastAPI, services: Services) -> None:
 
 
 def _add_operations(app: FastAPI, services: Services) -> None:
-    @app.get("/health")
+    @app.get("/health", responses=plain_answers(200, 503))
     async def health() -> Response:
         """Whether this process and its engine are alive."""
         alive = services.supervisor.alive
         reason = "ok" if alive else services.supervisor.engine.exit_reason
         return JSONResponse({"status": reason}, status_code=200 if alive else 503)
 
-    @app.get("/ready")
+    @app.get("/ready", responses=plain_answers(200, 503))
     async def ready() -> Response:
         """Whether requests sent now would get anywhere."""
         if services.gate.closed:
@@ -110,12 +137,16 @@ def _add_operations(app: FastAPI, services: Services) -> None:
         state = services.monitor.readiness()
         return JSONResponse({"status": state.reason}, status_code=200 if state.ready else 503)
 
-    @app.get("/metrics")
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses=plain_answers(200, media_type="text/plain"),
+    )
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(services.metrics.render(), media_type=CONTENT_TYPE)
 
-    @app.get("/version")
+    @app.get("/version", responses=plain_answers(200))
     async def version() -> Response:
         """The version of this server."""
         return JSONResponse({"version": __version__})

@@ -16,7 +16,8 @@ from .text.tokenizer import Tokenizer
 class CompletionOutput:
     """One answer. ``stop_reason`` is the stop string or stop token id that ended it.
 
-    ``error`` says what went wrong where ``finish_reason`` is ``error``.
+    ``error`` says what went wrong where ``finish_reason`` is ``error``. ``cumulative_logprob`` is
+    there where logprobs are.
     """
 
     index: int
@@ -26,6 +27,7 @@ class CompletionOutput:
     finish_reason: FinishReason
     stop_reason: str | int | None = None
     error: str | None = None
+    cumulative_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class RequestOutput:
     """The answers to one prompt; ``prompt`` is None where token ids were given.
 
     ``num_cached_tokens`` of the prompt were found in the prefix cache by every choice.
+    ``prompt_logprobs``, where they are asked for, are one entry a token, the first None.
     """
 
     request_id: str
@@ -41,6 +44,7 @@ class RequestOutput:
     adapter: str | None
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 @dataclass(slots=True)
@@ -55,6 +59,7 @@ class Job:
     choices: Sequence[ChoiceRequest]
     outputs: dict[int, CompletionOutput] = field(default_factory=dict)
     num_cached_tokens: int | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     @property
     def done(self) -> bool:
@@ -70,6 +75,7 @@ class Job:
             self.adapter,
             [self.outputs[index] for index in range(len(self.choices))],
             self.num_cached_tokens or 0,
+            self.prompt_logprobs,
         )
 
     def begin(self, num_cached_tokens: int) -> None:
@@ -137,6 +143,8 @@ class _Choice:
     def add(self, delta: TextDelta) -> None:
         if self._last is None and delta.token_ids:
             self.job.begin(delta.num_cached_tokens)
+        if delta.prompt_logprobs is not None:
+            self.job.prompt_logprobs = delta.prompt_logprobs
         self._text.append(delta.text)
         self._token_ids += delta.token_ids
         self._logprobs += delta.logprobs or ()
@@ -154,4 +162,5 @@ class _Choice:
             self._last.finish_reason,
             self._last.stop_reason,
             error,
+            sum(entry.logprob for entry in self._logprobs) if wants_logprobs else None,
         )

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from .config import Limits
 from .errors import ApiError, bad_field
-from .openai import ACCEPTED, NEUTRAL, Body
+from .openai import Body
 
 BodyT = TypeVar("BodyT", bound=Body)
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -48,9 +48,11 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 def parse_body(model: type[BodyT], body: bytes) -> BodyT:
     """Parse and check a body of the OpenAI API; raises ApiError 400 for the first fault."""
+    if model.max_objects is not None and body.count(b"{") > model.max_objects:
+        raise ApiError(f"The body holds more than {model.max_objects} objects, the most here.")
     parsed = parse_json(model, body)
     for name, value in (parsed.model_extra or {}).items():
-        _check_extra(name, value)
+        _check_extra(model, name, value)
     return parsed
 
 
@@ -63,14 +65,24 @@ def parse_json(model: type[ModelT], body: bytes) -> ModelT:
         raise _from_details(details) from None
 
 
-def _check_extra(name: str, value: object) -> None:
-    if name in ACCEPTED or (name in NEUTRAL and value is None):
+def check_value(model: type[ModelT], value: object) -> ModelT:
+    """As ``parse_json``, of what is decoded already."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False)
+        raise _from_details(details) from None
+
+
+def _check_extra(model: type[Body], name: str, value: object) -> None:
+    neutral = model.neutral
+    if name in model.accepted or (name in neutral and value is None):
         return
-    if name not in NEUTRAL:
+    if name not in neutral:
         raise bad_field(
             _shown(name), "is not a parameter of this endpoint", code="unknown_parameter"
         )
-    allowed = NEUTRAL[name]
+    allowed = neutral[name]
     if not any(value == choice and type(value) is type(choice) for choice in allowed):
         can_be = ", ".join(["null", *map(repr, allowed)])
         raise bad_field(name, f"is not supported; it may be {can_be}", code="unsupported_parameter")
@@ -97,11 +109,14 @@ def _from_details(details: list[ErrorDetails]) -> ApiError:
 
 
 def _path(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A fault's place in the body, without pydantic's names for the branches of a union."""
+    """A fault's place in the body, without the names of a union's branches.
+
+    They are pydantic's, or tags of ours like ``<text>``.
+    """
     return tuple(
         part if isinstance(part, int) else _shown(part)
         for part in loc
-        if isinstance(part, int) or not (part in {"str", "int"} or part.startswith("list["))
+        if isinstance(part, int) or not (part in {"str", "int"} or part.startswith(("list[", "<")))
     )
 
 

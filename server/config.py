@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..engine.config import EngineConfig
+from ..gateway.fleet.cors import parse_origins
+from ..gateway.fleet.kept_limits import KeptLimits
 from .access import Access, parse_access, read_fleet_secret
 from .adapters.sources import SourcePolicy
 from .fleet.options import FLEET_OPTIONS, FleetOptions, parse_fleet_options
@@ -53,7 +55,22 @@ class Limits:
     max_stop_characters: int = 1024
     max_stop_token_ids: int = 256
     max_logit_bias: int = 1024
+    max_allowed_token_ids: int = 4096
+    max_bad_words: int = 128
+    max_bad_word_characters: int = 256
+    max_beam_width: int = 32
+    max_embedding_inputs: int = 2048
     max_messages: int = 8192
+    max_tools: int = 128
+    max_tools_bytes: int = 1 << 20
+    max_tool_calls: int = 128
+    max_schema_bytes: int = 256 << 10
+    max_schema_depth: int = 64
+    max_schema_nodes: int = 20_000
+    max_regex_characters: int = 8192
+    max_grammar_characters: int = 64 << 10
+    max_structured_choices: int = 2048
+    max_detokenized_tokens: int = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +82,10 @@ class ServeConfig:
     ``served_model_names`` are the base model's names, the first one leading.
     ``ready_timeout`` is the N of ``/ready``. ``state_dir`` keeps adapters over restarts, None for
     not at all; ``adapter_versions_kept`` older versions of each are kept to roll back to.
-    ``fleet`` says which fleet this server belongs to, if any.
+    ``cors_origins`` are the web pages that may call from browsers.
+    ``tool_call_parser`` and ``reasoning_parser`` name how answers are read (``output.families``).
+    ``fleet`` says which fleet this server belongs to, if any. ``responses`` bounds those that are
+    kept for ``previous_response_id``.
     """
 
     engine: EngineConfig
@@ -75,6 +95,8 @@ class ServeConfig:
     port: int = 8000
     access: Access = field(default_factory=Access)
     chat_template: str | None = None
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     generation_config: GenerationDefaults = "auto"
     shutdown_timeout: float = 30.0
     ready_timeout: float = 10.0
@@ -86,6 +108,8 @@ class ServeConfig:
     sources: SourcePolicy = field(default_factory=SourcePolicy)
     adapter_versions_kept: int = 4
     fleet: FleetOptions = field(default_factory=FleetOptions)
+    cors_origins: tuple[str, ...] = ()
+    responses: KeptLimits = field(default_factory=KeptLimits)
 
 
 def parse_serve_options(options: Mapping[str, Any]) -> ServeConfig:
@@ -108,6 +132,11 @@ def parse_serve_options(options: Mapping[str, Any]) -> ServeConfig:
             body_timeout=given.pop("body_timeout"),
         ),
         sources=_source_policy(given),
+        cors_origins=parse_origins(given.pop("cors_origin"), given.pop("allowed_origins")),
+        responses=KeptLimits(
+            ttl=given.pop("response_ttl"),
+            max_bytes=int(given.pop("response_store_mb") * (1 << 20)),
+        ),
         **given,
     )
 

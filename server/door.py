@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..gateway.fleet.headers import REQUEST_ID
+from ..gateway.fleet.headers import MESSAGES_REQUEST_ID, REQUEST_ID
 from ..gateway.fleet.http_server import request_id_of
+from ..gateway.fleet.messages_errors import is_messages_path
 from ..gateway.fleet.tracing import Tracer
 from .access import Tenant
 from .adapters.leases import Lease
-from .admission import Admission, is_admin_path, is_fleet_path, model_of
-from .errors import ApiError
+from .admission import Admission, is_admin_path, is_fleet_path, is_tenant_path, model_of
+from .errors import REQUEST_ID_STATE, ApiError, shaped
 from .fleet.ledger import LedgerEntry, RequestLedger
 from .gate import Gate
 from .request_trace import traced
@@ -53,7 +55,8 @@ class Door:
         leases = scope.setdefault("state", {})[LEASE_STATE] = list[Lease]()
         headers = Headers(scope=scope)
         request_id = request_id_of(headers.get(REQUEST_ID, ""))
-        send = _with_request_id(send, request_id)
+        scope["state"][REQUEST_ID_STATE] = request_id
+        send = _with_request_id(send, request_id, _id_headers(scope["path"]))
         try:
             guarded = self._admit(scope, headers)
             with ExitStack() as inside:
@@ -65,7 +68,7 @@ class Door:
                         send = inside.enter_context(traced(self._tracer, headers, scope, send))
                 await self._app(scope, receive, send)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await shaped(error, scope)(scope, receive, send)
         finally:
             for lease in leases:
                 lease.release()
@@ -83,7 +86,7 @@ class Door:
             self._admission.check_admin(headers)
         elif is_fleet_path(path):
             self._admission.check_fleet(headers, scope["method"], path)
-        elif path.startswith("/v1/"):
+        elif is_tenant_path(path):
             state = scope["state"]
             state[TENANT_STATE] = self._admission.tenant(headers)
             state[FLEET_STATE] = self._admission.is_fleet(headers)
@@ -94,7 +97,7 @@ class Door:
 
 
 def tenant_of(request: Request) -> Tenant:
-    """The tenant that the door noted for a request under ``/v1/``."""
+    """The tenant that the door noted for a request whose path ``is_tenant_path``."""
     tenant = getattr(request.state, TENANT_STATE)
     assert isinstance(tenant, Tenant)
     return tenant
@@ -112,10 +115,16 @@ def keep_lease(request: Request, lease: Lease) -> None:
     getattr(request.state, LEASE_STATE).append(lease)
 
 
-def _with_request_id(send: Send, request_id: str) -> Send:
+def _id_headers(path: str) -> Sequence[str]:
+    """The names under which clients of a path look for a request's id."""
+    return (REQUEST_ID, MESSAGES_REQUEST_ID) if is_messages_path(path) else (REQUEST_ID,)
+
+
+def _with_request_id(send: Send, request_id: str, names: Sequence[str]) -> Send:
     async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            for name in names:
+                MutableHeaders(scope=message)[name] = request_id
         await send(message)
 
     return send_with_id

@@ -69,6 +69,16 @@ class EngineCollector(Collector):
                 "Waiting for their adapter to come to the device.",
                 stats.num_waiting_for_adapter,
             ),
+            (
+                "branchline:requests_waiting_for_grammar",
+                "Waiting for their grammar to be compiled.",
+                stats.num_waiting_for_grammar,
+            ),
+            (
+                "branchline:cached_grammars",
+                "Compiled grammars that are kept.",
+                stats.num_cached_grammars,
+            ),
         )
         for name, documentation, value in gauges:
             yield self._family(GaugeMetricFamily, name, documentation, value)
@@ -152,7 +162,7 @@ def _adapter_bytes(stats: EngineStats) -> dict[State, int]:
     }
 
 
-def _counters(stats: EngineStats) -> tuple[tuple[str, str, int], ...]:
+def _counters(stats: EngineStats) -> tuple[tuple[str, str, float], ...]:
     """Name, documentation and value of all that only grows."""
     return (
         ("vllm:num_preemptions", "Requests that lost their blocks.", stats.num_preemptions),
@@ -187,5 +197,36 @@ def _counters(stats: EngineStats) -> tuple[tuple[str, str, int], ...]:
             "branchline:overloaded_requests",
             "Choices refused because the queue was full.",
             stats.num_overloaded,
+        ),
+        *_grammar_counters(stats),
+    )
+
+
+def _grammar_counters(stats: EngineStats) -> tuple[tuple[str, str, float], ...]:
+    return (
+        (
+            "branchline:grammars_compiled",
+            "Grammars that were compiled.",
+            stats.num_compiled_grammars,
+        ),
+        (
+            "branchline:grammars_failed",
+            "Grammars that could not be compiled.",
+            stats.num_failed_grammars,
+        ),
+        (
+            "branchline:grammar_cache_hits",
+            "Choices whose grammar was compiled already, or being compiled.",
+            stats.num_grammar_hits,
+        ),
+        (
+            "branchline:grammar_compile_seconds",
+            "Time that compiling took, beside the steps.",
+            stats.grammar_compile_seconds,
+        ),
+        (
+            "branchline:grammar_wait_seconds",
+            "Time that steps waited for grammars' masks, beyond their forward pass.",
+            stats.grammar_wait_seconds,
         ),
     )

@@ -17,11 +17,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from ..engine.errors import EngineDeadError, RequestError
+from ..gateway.fleet.messages_errors import is_messages_path, messages_error
 from ..lora.errors import AdapterError, BranchlineError
 
 logger = logging.getLogger(__name__)
+
+REQUEST_ID_STATE = "request_id"
+"""Under which name the door notes a request's id in its state."""
 
 
 class ErrorDetail(TypedDict):
@@ -72,6 +77,19 @@ class ApiError(BranchlineError):
             media_type="application/json",
             headers={**self.headers, **(headers or {})},
         )
+
+
+def shaped(error: ApiError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
+    """The whole HTTP answer, in the shape that the clients of a path expect."""
+    if not is_messages_path(scope["path"]):
+        return error.response(headers)
+    request_id = scope.get("state", {}).get(REQUEST_ID_STATE)
+    return Response(
+        msgspec.json.encode(messages_error(error.status, error.message, request_id)),
+        status_code=error.status,
+        media_type="application/json",
+        headers={**error.headers, **(headers or {})},
+    )
 
 
 def bad_field(param: str, message: str, code: str | None = None) -> ApiError:
@@ -135,16 +153,16 @@ def install_error_handlers(app: FastAPI) -> None:
     """Shape every error that leaves the application."""
 
     async def on_error(request: Request, error: Exception) -> Response:
-        return to_api_error(error).response()
+        return shaped(to_api_error(error), request.scope)
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _from_http(request, error).response(error.headers)
+        return shaped(_from_http(request, error), request.scope, error.headers)
 
     async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        return bad_field(str(first["loc"][-1]), str(first["msg"])).response()
+        return shaped(bad_field(str(first["loc"][-1]), str(first["msg"])), request.scope)
 
     app.add_exception_handler(BranchlineError, on_error)
     app.add_exception_handler(Exception, on_error)

@@ -17,6 +17,7 @@ from .errors import internal_error, overloaded, refused, unavailable
 from .fleet.keys import AnswerKeys
 from .metrics import ChoiceTimer, ServerMetrics
 from .openai import SamplingFields
+from .structured.vocabularies import Vocabularies
 from .text.detokenizer import Detokenizer, TextDelta
 from .text.tokenizer import Tokenizer
 
@@ -45,13 +46,15 @@ class Terms:
 class ChoiceRequest:
     """A choice of one prompt; ``index`` is its place in the response.
 
-    ``keys`` makes what gateways find the answer's KV by.
+    ``keys`` makes what gateways find the answer's KV by. ``shown_token_ids`` are special tokens
+    that its text has all the same.
     """
 
     index: int
     prompt_index: int
     generation: GenerationRequest
     keys: AnswerKeys | None = field(default=None, compare=False, repr=False)
+    shown_token_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,20 @@ def expand_choices(
     prompts: Sequence[tuple[list[int], SamplingParams]],
     adapter: str | None,
     terms: Terms | None = None,
+    *,
+    each_scores_prompt: bool = False,
 ) -> list[ChoiceRequest]:
-    """Every choice of every prompt, prompt by prompt; ``params.n`` choices each."""
+    """Every choice of every prompt, prompt by prompt; ``params.n`` choices each.
+
+    The first choice of a prompt has its logprobs for all, or each one on its own.
+    """
     terms = terms or Terms()
     choices: list[ChoiceRequest] = []
     for prompt_index, (token_ids, params) in enumerate(prompts):
         single = replace(params, n=1)
         for choice_index in range(params.n):
+            if choice_index == 1 and not each_scores_prompt:
+                single = replace(single, prompt_logprobs=None)
             generation = GenerationRequest(
                 request_id=uuid.uuid4().hex,
                 prompt_token_ids=token_ids,
@@ -98,17 +108,21 @@ class Generator:
         tokenizer: Tokenizer,
         metrics: ServerMetrics,
         tracing: ChoiceTracing | None = None,
+        vocabularies: Vocabularies | None = None,
     ) -> None:
         self._generate = generate
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._tracing = tracing
+        self._vocabularies = vocabularies or Vocabularies()
 
     def detokenizer(self, choice: ChoiceRequest, model: ServedModel) -> Detokenizer:
         """What turns a choice's tokens into text."""
         generation = choice.generation
         tokenizer = model.tokenizer or self._tokenizer
-        return Detokenizer(tokenizer, generation.prompt_token_ids, generation.params)
+        return Detokenizer(
+            tokenizer, generation.prompt_token_ids, generation.params, choice.shown_token_ids
+        )
 
     async def run(
         self,
@@ -145,6 +159,8 @@ class Generator:
             self._metrics.time_choice(model.name, generation, arrival) as timer,
             self._traced(generation) as trace,
         ):
+            tokenizer = model.tokenizer or self._tokenizer
+            generation = await self._vocabularies.attach(generation, tokenizer)
             # Closing the engine's iterator is what aborts a request that a stop string ended.
             async with aclosing(self._generate(generation)) as outputs:
                 async for output in outputs:

@@ -1,36 +1,48 @@
-"""``LLM``: generate for many prompts at once, in this process, without a server."""
+"""``LLM``: generate and embed for many prompts at once, in this process, without a server."""
 
 from __future__ import annotations
 
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
 
 from ..engine.config import EngineConfig
 from ..engine.errors import RequestError
-from ..engine.types import SamplingParams
+from ..engine.types import Pooling, SamplingParams
 from .adapters.hub import find_directory
 from .adapters.text import TextStore
 from .batch_run import BatchRun, Job, RequestOutput
+from .beam import BeamTerms
 from .catalog import Catalog, ServedModel
-from .generation import expand_choices
+from .generation import ChoiceRequest, expand_choices
 from .offline_adapters import note_vocabularies, open_adapters
+from .offline_beam import check_beams, run_beams
+from .offline_embed import EmbeddingOutput, check_pooling, run_embeddings
 from .offline_params import check_params
-from .prompt import split_prompts
+from .offline_prompts import (
+    ChatOptions,
+    Chats,
+    OfflinePrompt,
+    Prompts,
+    encode,
+    one_each,
+    render,
+    split_chats,
+    split_offline,
+)
 from .sampling import fit_max_tokens, read_defaults, with_ends, with_seed
+from .structured.vocabularies import Vocabularies
 from .text.tokenizer import Message, Tokenizer, read_chat_template
+from .token_lists import bad_word_ids
 
-Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+Adapters = str | Sequence[str | None] | None
+Params = SamplingParams | Sequence[SamplingParams] | None
 
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    text: str | None
-    token_ids: list[int]
+_PROMPT_ONLY = SamplingParams(temperature=0.0, seed=0, max_tokens=0, prompt_logprobs=0)
 
 
 class LLM:
@@ -58,6 +70,7 @@ class LLM:
         template = None if chat_template is None else read_chat_template(chat_template)
         self._tokenizer = Tokenizer.from_directory(directory, template)
         self._defaults = read_defaults(directory)
+        self._vocabularies = Vocabularies()
         self._catalog = Catalog(directory, [os.fspath(model)])
         paths = {name: os.fspath(path) for name, path in (lora or {}).items()}
         texts = TextStore(directory, self._tokenizer)
@@ -71,9 +84,9 @@ class LLM:
     def generate(
         self,
         prompts: Prompts,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: Params = None,
         *,
-        adapter: str | Sequence[str | None] | None = None,
+        adapter: Adapters = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Continue each prompt (text or token ids); one output a prompt, in their order.
@@ -81,56 +94,131 @@ class LLM:
         ``sampling_params`` and ``adapter`` are one for all or one a prompt; without
         parameters the model's own defaults hold. Raises BranchlineError for what can't run.
         """
-        entries = split_prompts(_as_lists(prompts))
-        models = self._models(adapter, len(entries))
-        encoded = [
-            _Prompt(entry, self._tokenizer_of(model).encode(entry, add_special_tokens=True))
-            if isinstance(entry, str)
-            else _Prompt(None, entry)
-            for entry, model in zip(entries, models, strict=True)
-        ]
+        encoded, models = self._encoded(prompts, adapter)
         return self._run(encoded, sampling_params, models, use_tqdm)
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        messages: Chats,
+        sampling_params: Params = None,
         *,
-        adapter: str | Sequence[str | None] | None = None,
+        adapter: Adapters = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         use_tqdm: bool = True,
         **template_variables: Any,
     ) -> list[RequestOutput]:
-        """Answer one chat, or each of several, through the adapter's or model's template."""
-        chats: list[Any] = list(messages)
-        if chats and isinstance(chats[0], Mapping):
-            chats = [chats]
+        """Answer one chat, or each of several, through the adapter's or model's template.
+
+        ``tools`` are told to the template; ``continue_final_message`` goes on with the last
+        message instead of answering it.
+        """
+        chats = split_chats(messages)
         models = self._models(adapter, len(chats))
-        encoded: list[_Prompt] = []
-        for chat, model in zip(chats, models, strict=True):
-            tokenizer = self._tokenizer_of(model)
-            template = model.chat_template or self._tokenizer.chat_template
-            text = tokenizer.render_chat(chat, chat_template=template, variables=template_variables)
-            encoded.append(_Prompt(text, tokenizer.encode(text, add_special_tokens=False)))
+        variables = template_variables if tools is None else {**template_variables, "tools": tools}
+        options = ChatOptions(
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
+        )
+        encoded = [
+            self._rendered(chat, model, options) for chat, model in zip(chats, models, strict=True)
+        ]
         return self._run(encoded, sampling_params, models, use_tqdm)
+
+    def embed(
+        self,
+        prompts: Prompts,
+        *,
+        pooling: Pooling = "last",
+        dimensions: int | None = None,
+        adapter: Adapters = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingOutput]:
+        """A vector of unit length for each prompt: of its last token, or the mean over all.
+
+        ``dimensions`` keeps so many of its first values. Raises BranchlineError.
+        """
+        check_pooling(pooling, dimensions, self._engine.info.hidden_size)
+        encoded, models = self._encoded(prompts, adapter)
+        jobs = self._jobs(encoded, _PROMPT_ONLY, models)
+        with _bar(jobs, use_tqdm) as bar:
+            return run_embeddings(self._engine, jobs, pooling, dimensions, bar.update)
+
+    def beam_search(
+        self,
+        prompts: Prompts,
+        sampling_params: Params = None,
+        *,
+        beam_width: int = 4,
+        length_penalty: float = 1.0,
+        adapter: Adapters = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """The ``beam_width`` answers to each prompt that a search finds best, best first.
+
+        By logprob / length ** length_penalty. Of ``sampling_params`` the lengths, ends and
+        ``logprobs`` count; what a search can't honour is refused. Raises BranchlineError.
+        """
+        terms = BeamTerms(beam_width, length_penalty)
+        encoded, models = self._encoded(prompts, adapter)
+        if sampling_params is None:
+            sampling_params = SamplingParams(max_tokens=self._defaults.max_tokens)
+        jobs = self._jobs(encoded, sampling_params, models)
+        for job in jobs:
+            check_beams(job, terms)
+        with _bar(jobs, use_tqdm) as bar:
+            return run_beams(self._engine, jobs, terms, bar.update)
+
+    def bad_word_ids(
+        self, words: Sequence[str], *, adapter: str | None = None
+    ) -> tuple[tuple[int, ...], ...]:
+        """Words as ``SamplingParams.bad_word_ids``, spelled with and without a blank before."""
+        model = self._model(adapter)
+        vocab_size = model.vocab_size or self._engine.info.vocab_size
+        return bad_word_ids(self._tokenizer_of(model), words, vocab_size)
+
+    def _encoded(
+        self, prompts: Prompts, adapter: Adapters
+    ) -> tuple[list[OfflinePrompt], list[ServedModel]]:
+        entries = split_offline(prompts)
+        models = self._models(adapter, len(entries))
+        pairs = zip(entries, models, strict=True)
+        return [encode(self._tokenizer_of(model), entry) for entry, model in pairs], models
+
+    def _rendered(
+        self, chat: Sequence[Message], model: ServedModel, options: ChatOptions
+    ) -> OfflinePrompt:
+        template = model.chat_template or self._tokenizer.chat_template
+        return render(self._tokenizer_of(model), template, chat, options)
 
     def _run(
         self,
-        prompts: Sequence[_Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        prompts: Sequence[OfflinePrompt],
+        sampling_params: Params,
         models: Sequence[ServedModel],
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        params = _one_each(sampling_params, len(prompts))
-        jobs = [
-            self._job(prompt, one, model)
-            for prompt, one, model in zip(prompts, params, models, strict=True)
-        ]
+        jobs = self._jobs(prompts, sampling_params, models)
         run = BatchRun(self._engine, jobs)
-        with tqdm(total=len(jobs), unit="prompt", disable=not use_tqdm) as bar:
+        with _bar(jobs, use_tqdm) as bar:
             run.complete(bar.update)
         return [job.output() for job in jobs]
 
-    def _job(self, prompt: _Prompt, params: SamplingParams | None, model: ServedModel) -> Job:
+    def _jobs(
+        self,
+        prompts: Sequence[OfflinePrompt],
+        sampling_params: Params,
+        models: Sequence[ServedModel],
+    ) -> list[Job]:
+        params = one_each(sampling_params, len(prompts))
+        return [
+            self._job(prompt, one, model)
+            for prompt, one, model in zip(prompts, params, models, strict=True)
+        ]
+
+    def _job(self, prompt: OfflinePrompt, params: SamplingParams | None, model: ServedModel) -> Job:
         tokenizer = self._tokenizer_of(model)
         vocab_size = model.vocab_size or self._engine.info.vocab_size
         checked = check_params(params or self._defaults, vocab_size)
@@ -139,14 +227,22 @@ class LLM:
             len(prompt.token_ids),
             self._engine.info.max_model_len,
         )
+        choices = expand_choices([(prompt.token_ids, fitted)], model.digest)
         return Job(
             request_id=uuid.uuid4().hex,
             prompt=prompt.text,
             prompt_token_ids=prompt.token_ids,
             adapter=None if model.digest is None else model.name,
             tokenizer=tokenizer,
-            choices=expand_choices([(prompt.token_ids, fitted)], model.digest),
+            choices=[self._with_vocabulary(choice, tokenizer) for choice in choices],
         )
+
+    def _with_vocabulary(self, choice: ChoiceRequest, tokenizer: Tokenizer) -> ChoiceRequest:
+        """What the engine compiles a grammar with."""
+        if choice.generation.params.grammar is None:
+            return choice
+        path = self._vocabularies.path_of(tokenizer)
+        return replace(choice, generation=replace(choice.generation, vocabulary=path))
 
     def _models(
         self, adapter: str | Sequence[str | None] | None, num_prompts: int
@@ -170,19 +266,5 @@ class LLM:
         return model.tokenizer or self._tokenizer
 
 
-def _as_lists(prompts: Prompts) -> object:
-    """Tuples and other sequences as the lists that ``split_prompts`` knows."""
-    if isinstance(prompts, str):
-        return prompts
-    return [entry if isinstance(entry, str | int) else list(entry) for entry in prompts]
-
-
-def _one_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> Sequence[SamplingParams | None]:
-    """Parameters for each prompt: repeated where they are one for all."""
-    if params is None or isinstance(params, SamplingParams):
-        return [params] * num_prompts
-    if len(params) != num_prompts:
-        raise RequestError("sampling_params", f"{len(params)} of them for {num_prompts} prompts")
-    return params
+def _bar(jobs: Sequence[Job], shown: bool) -> tqdm[Any]:
+    return tqdm(total=len(jobs), unit="prompt", disable=not shown)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from msgspec import UNSET, UnsetType
+
 from ..engine.types import TokenLogprobs
+from .text.detokenizer import TextStream
 from .text.tokenizer import Tokenizer
-from .wire import ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, TopLogprob
+from .wire import (
+    ChatLogprobs,
+    ChatTokenLogprob,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+    TopLogprob,
+)
 
 # JSON has no infinities; a token that can't be chosen gets what OpenAI gives it.
 LEAST_LOGPROB = -9999.0
@@ -31,26 +41,67 @@ def chat_logprobs(
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, positions: Sequence[TokenLogprobs], num_top: int, text_offset: int
+    tokenizer: Tokenizer,
+    token_ids: Sequence[int],
+    positions: Sequence[TokenLogprobs | None],
+    num_top: int,
+    offsets: Sequence[int],
 ) -> CompletionLogprobs:
-    """Four parallel lists; ``text_offset`` counts the characters before the first token."""
-    tokens: list[str] = []
-    offsets: list[int] = []
-    for position in positions:
-        tokens.append(_text(tokenizer.token_bytes(position.token_id)))
-        offsets.append(text_offset)
-        text_offset += len(tokens[-1])
+    """Four parallel lists; ``offsets`` are where in the choice's text each token begins.
+
+    The first token of a prompt has no position.
+    """
     return CompletionLogprobs(
-        tokens,
-        [max(position.logprob, LEAST_LOGPROB) for position in positions],
-        [_top_texts(tokenizer, position, num_top) for position in positions] if num_top else None,
-        offsets,
+        [_text(tokenizer.token_bytes(token_id)) for token_id in token_ids],
+        [None if one is None else max(one.logprob, LEAST_LOGPROB) for one in positions],
+        [None if one is None else _top_texts(tokenizer, one, num_top) for one in positions]
+        if num_top
+        else None,
+        list(offsets),
     )
 
 
-def num_offset_characters(tokenizer: Tokenizer, token_ids: Iterable[int]) -> int:
-    """By how much these tokens move ``text_offset`` on."""
-    return sum(len(_text(tokenizer.token_bytes(token_id))) for token_id in token_ids)
+def prompt_logprobs(
+    tokenizer: Tokenizer, positions: Sequence[TokenLogprobs | None] | None, num_top: int | None
+) -> PromptLogprobs | UnsetType:
+    """vLLM's shape: the ``num_top`` likeliest at each position, and the prompt's own token."""
+    if positions is None or num_top is None:
+        return UNSET
+    return [None if one is None else _prompt_position(tokenizer, one, num_top) for one in positions]
+
+
+def _prompt_position(
+    tokenizer: Tokenizer, position: TokenLogprobs, num_top: int
+) -> dict[str, PromptLogprob]:
+    entries = {position.token_id: (position.logprob, position.rank)}
+    for rank, (token_id, logprob) in enumerate(_top(position, num_top), 1):
+        entries.setdefault(token_id, (logprob, rank))
+    return {
+        str(token_id): PromptLogprob(
+            max(logprob, LEAST_LOGPROB), rank, _text(tokenizer.token_bytes(token_id))
+        )
+        for token_id, (logprob, rank) in entries.items()
+    }
+
+
+class TextOffsets:
+    """Where in a text each token begins, counted in characters, as the tokens come.
+
+    ``text`` is the stream that the text itself comes out of; a token inside a character begins
+    where that does.
+    """
+
+    def __init__(self, text: TextStream, start: int) -> None:
+        self._text = text
+        self._offset = start
+
+    def take(self, token_ids: Iterable[int]) -> list[int]:
+        """The offsets of the next tokens."""
+        offsets = []
+        for token_id in token_ids:
+            offsets.append(self._offset)
+            self._offset += len(self._text.push(token_id))
+        return offsets
 
 
 def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> tuple[str, float, list[int]]:

@@ -10,43 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from .structured.fields import ResponseFormat, SchemaOrText, StructuredOutputs
+
 ACCEPTED = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"}) | {
-    "prompt_cache_retention"
+    "prompt_cache_retention",
+    "prompt_cache_options",
 }
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
         "store": (False,),
         "service_tier": ("auto", "default"),
-        "response_format": ({"type": "text"},),
-        "structured_outputs": ({},),
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "parallel_tool_calls": (True, False),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
-        "reasoning_effort": ("none",),
         "verbosity": ("medium",),
         "web_search_options": (),
         "suffix": ("",),
         "best_of": (1,),
-        "use_beam_search": (False,),
-        "length_penalty": (1.0,),
-        "prompt_logprobs": (),
-        "truncate_prompt_tokens": (),
-        "allowed_token_ids": (),
-        "bad_words": ([],),
+        "moderation": (),
+        "spaces_between_special_tokens": (True,),
+        "return_tokens_as_token_ids": (False,),
     }
 )
 
-_PROMPT_SCHEMA = WithJsonSchema(
+PROMPT_SCHEMA = WithJsonSchema(
     {
         "anyOf": [
             {"type": "string"},
@@ -66,9 +60,29 @@ CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Body(BaseModel):
-    """Strict, finite, and closed but for what ``openai_fields`` sorts out of the extras."""
+    """Strict, finite, and closed but for those extras that ``accepted`` and ``neutral`` list.
+
+    ``max_objects`` are the most braces that one may hold, whose objects take long to read.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+
+    max_objects: ClassVar[int | None] = None
+    accepted: ClassVar[frozenset[str]] = ACCEPTED
+    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL
+
+
+class ModelBody(Body):
+    """A body that names its model; ``prompt_field`` is where it has its prompt.
+
+    Where it need not name one (``needs_model``) the base is meant.
+    """
+
+    prompt_field: ClassVar[str] = "prompt"
+    needs_model: ClassVar[bool] = True
+
+    model: str | None = None
+    stream: bool | None = None
 
 
 class Part(BaseModel):
@@ -85,11 +99,9 @@ class StreamOptions(Part):
     include_obfuscation: Literal[False] | None = None
 
 
-class SamplingFields(Body):
+class SamplingFields(ModelBody):
     """What chat and text completions have in common; None leaves the model's default."""
 
-    model: str | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -98,7 +110,7 @@ class SamplingFields(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-6, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -112,6 +124,18 @@ class SamplingFields(Body):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    bad_words: list[str] | None = None
+    use_beam_search: bool | None = None
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: SchemaOrText = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    guided_grammar: str | None = None
 
 
 class TextPart(Part):
@@ -121,21 +145,74 @@ class TextPart(Part):
     text: str
 
 
-class ChatMessage(Part):
-    """One turn. What assistants' messages carry beside text is taken only when empty."""
+class CalledFunction(Part):
+    """What a model wanted called; ``arguments`` are the text that it wrote, JSON or not."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: str
+
+
+class ToolCall(Part):
+    """One call in an assistant's message."""
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+
+class ChatMessage(Part):
+    """One turn; ``chat_messages.check_message`` says what goes with which role."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+
+
+class ToolFunction(Part):
+    """A function that may be called; ``parameters`` is the JSON schema of its arguments."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Part):
+    """A tool; functions are the only kind."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class NamedFunction(Part):
+    """The function that ``tool_choice`` names."""
+
+    name: FunctionName
+
+
+class NamedToolChoice(Part):
+    """The one tool that has to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class ChatRequest(SamplingFields):
     """The body of ``POST /v1/chat/completions``."""
+
+    prompt_field: ClassVar[str] = "messages"
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -144,11 +221,18 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    echo: bool | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
 
 
 class CompletionRequest(SamplingFields):
     """The body of ``POST /v1/completions``; ``prompts.parse_prompts`` reads ``prompt``."""
 
-    prompt: Annotated[Any, _PROMPT_SCHEMA]
+    prompt: Annotated[Any, PROMPT_SCHEMA]
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None

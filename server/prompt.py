@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .catalog import ServedModel
+from .chat_messages import check_messages, template_chat
 from .config import Limits
 from .errors import ApiError, bad_field
-from .openai import ChatMessage, ChatRequest
-from .sampling import check_token_id
+from .openai import ChatRequest
 from .text.template_runner import TemplateJob, Templates
 from .text.tokenizer import ChatTemplateError, Message, Tokenizer
+from .token_lists import check_token_id
 
 # Longer texts are tokenized beside the event loop; shorter ones cost less than the hop. Those
 # for a tokenizer that came with an adapter always are, whatever it makes of them.
@@ -70,15 +71,22 @@ class PromptReader:
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="tokenizer")
 
     async def completion(
-        self, prompt: object, add_special_tokens: bool, model: ServedModel
+        self,
+        prompt: object,
+        add_special_tokens: bool,
+        model: ServedModel,
+        max_prompts: int | None = None,
     ) -> list[Prompt]:
         """``prompt`` of a text completion: one entry for a single prompt, N for a list of N."""
         entries = split_prompts(prompt)
-        if len(entries) > self._limits.max_prompts:
-            raise bad_field(
-                "prompt", f"holds {len(entries)} prompts, the most is {self._limits.max_prompts}"
-            )
-        return [await self._entry(entry, add_special_tokens, model) for entry in entries]
+        most = max_prompts or self._limits.max_prompts
+        if len(entries) > most:
+            raise bad_field("prompt", f"holds {len(entries)} prompts, the most is {most}")
+        prompts = []
+        for entry in entries:
+            prompts.append(await self._entry(entry, add_special_tokens, model))
+            await asyncio.sleep(0)  # thousands of texts are not to hold up others' streams
+        return prompts
 
     async def _entry(
         self, entry: str | list[int], add_special_tokens: bool, model: ServedModel
@@ -93,33 +101,33 @@ class PromptReader:
 
     async def chat(self, body: ChatRequest, model: ServedModel) -> Prompt:
         """A chat through the adapter's template, else the base's."""
-        if len(body.messages) > self._limits.max_messages:
-            raise bad_field(
-                "messages",
-                f"holds {len(body.messages)} messages, the most is {self._limits.max_messages}",
-            )
+        check_messages(body.messages, self._limits)
         continue_final = bool(body.continue_final_message)
         add_generation_prompt = body.add_generation_prompt
         if continue_final and add_generation_prompt:
             raise bad_field("continue_final_message", "excludes add_generation_prompt")
         if add_generation_prompt is None:
             add_generation_prompt = not continue_final
-        variables = body.chat_template_kwargs or {}
-        for name in variables:
+        for name in body.chat_template_kwargs or {}:
             if name in _RESERVED_VARIABLES:
                 raise bad_field("chat_template_kwargs", f"may not set {name!r}")
+        chat = template_chat(body, self.template_of(model))
         try:
             text = await self._rendered(
                 model,
-                [to_template(message) for message in body.messages],
+                chat.messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final,
-                variables=variables,
+                variables=chat.variables,
             )
         except ChatTemplateError as error:
             raise bad_field("messages", str(error), "chat_template_error") from error
         # The template has written the special tokens already.
         return await self._tokenized("messages", text, bool(body.add_special_tokens), model)
+
+    def template_of(self, model: ServedModel) -> str:
+        """The chat template that a model's chats go through, empty where there is none."""
+        return model.chat_template or self._tokenizer.chat_template or ""
 
     async def _rendered(self, model: ServedModel, messages: list[Message], **options: Any) -> str:
         tokenizer = model.tokenizer or self._tokenizer
@@ -179,21 +187,6 @@ def split_prompts(prompt: object) -> list[str | list[int]]:
     if len({type(entry) for entry in prompt}) > 1:
         raise bad_field("prompt", "mixes strings and lists of token ids")
     return prompt
-
-
-def to_template(message: ChatMessage) -> Message:
-    """A message as chat templates know it: text parts joined, absent fields left out."""
-    content = message.content
-    if content is None:
-        text = ""
-    elif isinstance(content, str):
-        text = content
-    else:
-        text = "".join(part.text for part in content)
-    turn: dict[str, Any] = {"role": message.role, "content": text}
-    if message.name is not None:
-        turn["name"] = message.name
-    return turn
 
 
 def _all_of(values: Sequence[object], kind: type) -> bool:

@@ -9,12 +9,12 @@ from fastapi import Request
 from ..gateway.fleet.headers import MAX_KEY_LENGTH, REQUEST_KEY
 from .access import Tenant
 from .errors import bad_field
-from .openai import SamplingFields
+from .openai import Body
 
 _BODY_FIELDS = ("user", "prompt_cache_key")
 
 
-def request_key(request: Request, body: SamplingFields, raw: bytes, tenant: Tenant) -> str:
+def request_key(request: Request, body: Body, raw: bytes, tenant: Tenant) -> str:
     """The header if there is one, else the body's ``user`` or ``prompt_cache_key``, else a hash.
 
     That is of the tenant and the whole body. Raises ApiError 400 for a bad header.
@@ -26,6 +26,7 @@ def request_key(request: Request, body: SamplingFields, raw: bytes, tenant: Tena
         return given[0]
     extra = body.model_extra or {}
     for field in _BODY_FIELDS:
-        if isinstance(value := extra.get(field), str) and value:
+        value = extra.get(field, getattr(body, field, None))
+        if isinstance(value, str) and value:
             return value
     return hashlib.sha256(tenant.name.encode() + b"\n" + raw).hexdigest()

@@ -15,6 +15,9 @@ from .catalog import ServedModel
 from .config import Limits
 from .errors import ApiError, bad_field
 from .openai import ChatRequest, CompletionRequest, SamplingFields
+from .sampling_rules import check_together
+from .text.tokenizer import Tokenizer
+from .token_lists import at_most, bad_word_ids, check_token_id, check_token_ids
 
 COMPLETION_MAX_TOKENS = 16
 
@@ -47,7 +50,8 @@ _PLAIN = (
 class SamplingContext:
     """What a request's fields are read against.
 
-    ``end_token_ids`` end an answer beside the ends that the engine knows of.
+    ``end_token_ids`` end an answer beside the ends that the engine knows of. ``tokenizer`` is
+    asked only for ``bad_words``.
     """
 
     limits: Limits
@@ -55,6 +59,7 @@ class SamplingContext:
     max_model_len: int
     defaults: SamplingParams
     end_token_ids: frozenset[int] = frozenset()
+    tokenizer: Tokenizer | None = None
 
     def of(self, model: ServedModel) -> SamplingContext:
         """The same for a request to ``model``, whose vocabulary and ends may be its own."""
@@ -64,6 +69,7 @@ class SamplingContext:
             self,
             vocab_size=model.vocab_size or self.vocab_size,
             end_token_ids=model.tokenizer.end_token_ids if model.tokenizer else frozenset(),
+            tokenizer=model.tokenizer or self.tokenizer,
         )
 
 
@@ -97,7 +103,8 @@ def sampling_params(body: SamplingFields, context: SamplingContext) -> SamplingP
     """Check and convert; raises ApiError naming the field. ``max_tokens`` None: not asked for."""
     limits = context.limits
     given = {name: getattr(body, name) for name in _PLAIN if getattr(body, name) is not None}
-    _at_most("n", given.get("n", 1), limits.max_choices)
+    at_most("n", given.get("n", 1), limits.max_choices)
+    check_together(body, limits)
     params = replace(
         context.defaults,
         **given,
@@ -106,6 +113,14 @@ def sampling_params(body: SamplingFields, context: SamplingContext) -> SamplingP
         stop_token_ids=_stop_token_ids(body.stop_token_ids, context),
         logit_bias=_logit_bias(body.logit_bias or {}, context),
         logprobs=_logprobs(body, limits),
+        prompt_logprobs=_prompt_logprobs(body, limits),
+        allowed_token_ids=check_token_ids(
+            "allowed_token_ids",
+            body.allowed_token_ids,
+            limits.max_allowed_token_ids,
+            context.vocab_size,
+        ),
+        bad_word_ids=_bad_words(body.bad_words, context),
     )
     return with_ends(params, context.end_token_ids)
 
@@ -138,7 +153,7 @@ def fit_max_tokens(
     """
     room = max_model_len - num_prompt_tokens
     limit = f"This model's maximum context length is {max_model_len} tokens"
-    if room < 1:
+    if room < (params.max_tokens != 0):
         raise ApiError(
             f"{limit}, but the prompt has {num_prompt_tokens} tokens, which leaves none for an "
             "answer.",
@@ -152,7 +167,9 @@ def fit_max_tokens(
             param="max_tokens",
             code="context_length_exceeded",
         )
-    max_tokens = params.max_tokens or min(room, default or room)
+    max_tokens = params.max_tokens
+    if max_tokens is None:
+        max_tokens = min(room, default or room)
     if params.min_tokens > max_tokens:
         raise bad_field("min_tokens", f"is {params.min_tokens}, over max_tokens of {max_tokens}")
     return replace(params, max_tokens=max_tokens)
@@ -169,22 +186,30 @@ def _max_tokens(body: SamplingFields) -> int | None:
 
 def _stop(stop: str | list[str] | None, limits: Limits) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    _at_most("stop", len(stops), limits.max_stop, "entries")
+    at_most("stop", len(stops), limits.max_stop, "entries")
     if any(not entry for entry in stops):
         raise bad_field("stop", "must not hold an empty string")
-    _at_most("stop", max(map(len, stops), default=0), limits.max_stop_characters, "characters")
+    at_most("stop", max(map(len, stops), default=0), limits.max_stop_characters, "characters")
     return stops
 
 
 def _stop_token_ids(ids: list[int] | None, context: SamplingContext) -> tuple[int, ...]:
-    _at_most("stop_token_ids", len(ids or ()), context.limits.max_stop_token_ids, "entries")
-    for token_id in ids or ():
-        check_token_id("stop_token_ids", token_id, context.vocab_size)
-    return tuple(ids or ())
+    limit = context.limits.max_stop_token_ids
+    return check_token_ids("stop_token_ids", ids, limit, context.vocab_size)
+
+
+def _bad_words(words: list[str] | None, context: SamplingContext) -> tuple[tuple[int, ...], ...]:
+    if not words:
+        return ()
+    limits = context.limits
+    at_most("bad_words", len(words), limits.max_bad_words, "entries")
+    at_most("bad_words", max(map(len, words)), limits.max_bad_word_characters, "characters")
+    assert context.tokenizer is not None, "it comes with the services"
+    return bad_word_ids(context.tokenizer, words, context.vocab_size)
 
 
 def _logit_bias(entries: Mapping[str, float], context: SamplingContext) -> dict[int, float]:
-    _at_most("logit_bias", len(entries), context.limits.max_logit_bias, "entries")
+    at_most("logit_bias", len(entries), context.limits.max_logit_bias, "entries")
     bias: dict[int, float] = {}
     for key, value in entries.items():
         if not (key.isascii() and key.isdigit() and len(key) <= 12):
@@ -198,24 +223,15 @@ def _logprobs(body: SamplingFields, limits: Limits) -> int | None:
     if isinstance(body, ChatRequest):
         if body.top_logprobs is not None and not body.logprobs:
             raise bad_field("top_logprobs", "needs logprobs to be true")
-        _at_most("top_logprobs", body.top_logprobs or 0, limits.max_logprobs)
+        at_most("top_logprobs", body.top_logprobs or 0, limits.max_logprobs)
         return (body.top_logprobs or 0) if body.logprobs else None
     assert isinstance(body, CompletionRequest)
-    _at_most("logprobs", body.logprobs or 0, limits.max_logprobs)
-    if body.echo and body.logprobs is not None:
-        raise bad_field("logprobs", "can't be had together with echo", "unsupported_parameter")
+    at_most("logprobs", body.logprobs or 0, limits.max_logprobs)
     return body.logprobs
 
 
-def check_token_id(field: str, token_id: int, vocab_size: int) -> None:
-    """Raises ApiError 400 for an id that the model doesn't have."""
-    if not 0 <= token_id < vocab_size:
-        raise bad_field(
-            field, f"token id {token_id} is outside the vocabulary of {vocab_size} tokens"
-        )
-
-
-def _at_most(field: str, value: int, limit: int, unit: str = "") -> None:
-    if value > limit:
-        has = f"has {value} {unit}" if unit else f"is {value}"
-        raise bad_field(field, f"{has}, the most is {limit}")
+def _prompt_logprobs(body: SamplingFields, limits: Limits) -> int | None:
+    """As many as are asked for; an echo has as many as the answer."""
+    at_most("prompt_logprobs", body.prompt_logprobs or 0, limits.max_logprobs)
+    echoed = body.logprobs if isinstance(body, CompletionRequest) and body.echo else None
+    return max((n for n in (body.prompt_logprobs, echoed) if n is not None), default=None)

@@ -13,6 +13,8 @@ from msgspec import Struct
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from .openai import Body
+
 _REF = "#/components/schemas/{model}"
 
 _FILE = {"type": "string", "format": "binary"}
@@ -52,6 +54,21 @@ def answers(answer: type[Struct], *statuses: int) -> Answers:
     }
 
 
+def stream_or_whole(answer: type[Struct]) -> Answers:
+    """``responses`` of an endpoint that answers this, or a stream of events where asked to."""
+    described = answers(answer)
+    described[200]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    return described
+
+
+def plain_answers(*statuses: int, media_type: str = "application/json") -> Answers:
+    """``responses`` of an endpoint whose answers have no type of their own."""
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {media_type: {}}}
+        for status in statuses
+    }
+
+
 def _reference(model: type[BaseModel] | type[Struct]) -> Described:
     return {"$ref": _REF.format(model=model.__name__)}
 
@@ -59,7 +76,11 @@ def _reference(model: type[BaseModel] | type[Struct]) -> Described:
 def install_openapi(
     app: FastAPI, bodies: Sequence[type[BaseModel]], structs: Sequence[type[Struct]] = ()
 ) -> None:
-    """Add the schemas of what comes in and goes out, and the error shape, to the description."""
+    """Add the schemas of what comes in and goes out, and the error shape, to the description.
+
+    Every operation may answer with an error in OpenAI's shape, unless it says otherwise for
+    ``4XX`` or ``503`` itself.
+    """
 
     def openapi() -> Described:
         if app.openapi_schema is None:
@@ -79,15 +100,36 @@ def _describe(
     _, outgoing = msgspec.json.schema_components(
         structs, ref_template=_REF.replace("model", "name")
     )
+    for body in bodies:
+        if issubclass(body, Body):
+            _close(definitions["$defs"][body.__name__], body)
     schemas: Described = definitions["$defs"] | outgoing | {"Error": _error_schema()}
     described.setdefault("components", {})["schemas"] = schemas
     error = {"content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}}
     for path in described["paths"].values():
         for operation in path.values():
-            operation["responses"].pop("422", None)
-            operation["responses"]["4XX"] = {"description": "Refused, and why"} | error
-            operation["responses"]["503"] = {"description": "Not able to answer now"} | error
+            responses = operation["responses"]
+            responses.pop("422", None)
+            for answer in responses.values():
+                _name_kinds(answer.get("content", {}))
+            responses.setdefault("4XX", {"description": "Refused, and why"} | error)
+            responses.setdefault("503", {"description": "Not able to answer now"} | error)
     return described
+
+
+def _name_kinds(content: Described) -> None:
+    """Say at least whether it is an object or text."""
+    for media_type, body in content.items():
+        if not body.get("schema"):
+            body["schema"] = {"type": "object" if "json" in media_type else "string"}
+
+
+def _close(described: Described, body: type[Body]) -> None:
+    """Say which fields are read past, which are taken at some values only, and that is all."""
+    extras = {name: {"description": "Read past."} for name in sorted(body.accepted)}
+    neutral = {name: {"enum": [None, *values]} for name, values in body.neutral.items()}
+    described["properties"] = extras | neutral | described["properties"]
+    described["additionalProperties"] = False
 
 
 def _error_schema() -> Described:

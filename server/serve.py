@@ -135,6 +135,8 @@ async def _start(opening: _Opening) -> Serving:
             config, opening.catalog, tokenizer, supervisor, parts, created, fingerprint, tracer
         )
         services = with_replica(services, opening.identity, opening.state.blobs)
+        stack.push_async_callback(services.grammars.close)
+        stack.push_async_callback(services.responses.close)
         stack.push_async_callback(services.adapters.close)
         # Before that, so that nothing waits for them.
         stack.push_async_callback(loader.close)

@@ -21,8 +21,13 @@ from .gate import Gate
 from .generation import Generator
 from .health import ProgressMonitor
 from .metrics import ServerMetrics
+from .output_plan import ChatOutputs
 from .prompt import PromptReader
+from .responses.metrics import KeptCollector
+from .responses.open_store import open_store
+from .responses.store import ResponseStore
 from .sampling import SamplingContext, read_defaults
+from .structured.checks import GrammarChecks
 from .supervisor import EngineSupervisor
 from .text.tokenizer import Tokenizer
 
@@ -44,11 +49,14 @@ class Services:
     prompts: PromptReader
     sampling: SamplingContext
     generator: Generator
+    outputs: ChatOutputs
+    grammars: GrammarChecks
     metrics: ServerMetrics
     supervisor: EngineSupervisor
     monitor: ProgressMonitor
     gate: Gate
     created: int
+    responses: ResponseStore
     fingerprint: str = ""
     tracer: Tracer | None = None
     epoch: str = ""
@@ -88,11 +96,10 @@ def build_services(
     access = config.access
     tenants = [access.tenant(name) for name in access.tenant_names]
     metrics = ServerMetrics(catalog, lambda: supervisor.stats, tenants)
+    responses = open_store(config)
+    metrics.registry.register(KeptCollector(catalog.base.name, responses))
     epoch = uuid.uuid4().hex
-    tracing = None
-    if tracer is not None:
-        tracing = ChoiceTracing(tracer, lambda: supervisor.stats.num_steps)
-    use_defaults = config.generation_config == "auto"
+    grammars = GrammarChecks()
     return Services(
         config=config,
         catalog=catalog,
@@ -102,23 +109,48 @@ def build_services(
         source_policy=config.sources,
         tokenizer=tokenizer,
         prompts=PromptReader(tokenizer, info.vocab_size, limits, parts.texts.templates),
-        sampling=SamplingContext(
-            limits,
-            info.vocab_size,
-            info.max_model_len,
-            read_defaults(catalog.base.root if use_defaults else None),
+        sampling=_sampling_context(config, catalog, supervisor, limits, tokenizer),
+        generator=Generator(
+            supervisor.generate,
+            tokenizer,
+            metrics,
+            _tracing(tracer, supervisor),
+            grammars.vocabularies,
         ),
-        generator=Generator(supervisor.generate, tokenizer, metrics, tracing),
+        outputs=ChatOutputs(config, limits),
+        grammars=grammars,
         metrics=metrics,
         supervisor=supervisor,
         monitor=ProgressMonitor(supervisor, config.ready_timeout),
         gate=Gate(),
         created=created,
+        responses=responses,
         fingerprint=fingerprint,
         tracer=tracer,
         epoch=epoch,
         prefix_keys=build_prefix_keys(config, supervisor, epoch),
     )
+
+
+def _sampling_context(
+    config: ServeConfig,
+    catalog: Catalog,
+    supervisor: EngineSupervisor,
+    limits: Limits,
+    tokenizer: Tokenizer,
+) -> SamplingContext:
+    info, use_defaults = supervisor.info, config.generation_config == "auto"
+    return SamplingContext(
+        limits,
+        info.vocab_size,
+        info.max_model_len,
+        read_defaults(catalog.base.root if use_defaults else None),
+        tokenizer=tokenizer,
+    )
+
+
+def _tracing(tracer: Tracer | None, supervisor: EngineSupervisor) -> ChoiceTracing | None:
+    return None if tracer is None else ChoiceTracing(tracer, lambda: supervisor.stats.num_steps)
 
 
 def with_replica(services: Services, identity: ReplicaIdentity, blobs: Path) -> Services:

@@ -16,6 +16,12 @@ class PromptTokensDetails(Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Struct, frozen=True):
+    """How many of the answer's tokens are reasoning."""
+
+    reasoning_tokens: int
+
+
 class Usage(Struct, frozen=True):
     """Token counts of a whole request, over its prompts and choices."""
 
@@ -23,6 +29,7 @@ class Usage(Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class TopLogprob(Struct, frozen=True):
@@ -49,21 +56,54 @@ class ChatLogprobs(Struct, frozen=True):
     refusal: None = None
 
 
+class PromptLogprob(Struct, frozen=True):
+    """One token at a position of a prompt, as vLLM says it."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""One entry a token of a prompt, by token id; null for the first."""
+
+
 class CompletionLogprobs(Struct, frozen=True):
-    """Log-probabilities in the shape of text completions; lists of equal length."""
+    """Log-probabilities in the shape of text completions; lists of equal length.
+
+    The first token of an echoed prompt has none.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
+class CalledFunction(Struct, frozen=True):
+    """What is to be called, or in a stream a part of it."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallOut(Struct, frozen=True, kw_only=True):
+    """A tool call, or in a stream a part of it, which ``index`` puts in its place."""
+
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: CalledFunction
+
+
 class AssistantMessage(Struct, frozen=True, kw_only=True):
-    """The answer of a chat."""
+    """The answer of a chat; without text ``content`` is null where there is something else."""
 
     role: str = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallOut] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):
@@ -87,6 +127,7 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class ChatDelta(Struct, frozen=True):
@@ -94,6 +135,8 @@ class ChatDelta(Struct, frozen=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallOut] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, frozen=True):
@@ -129,6 +172,7 @@ class CompletionChoice(Struct, frozen=True):
     stop_reason: str | int | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(Struct, frozen=True, kw_only=True):
@@ -140,6 +184,31 @@ class Completion(Struct, frozen=True, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
+
+
+class Embedding(Struct, frozen=True, kw_only=True):
+    """One input's vector: numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Struct, frozen=True):
+    """Token counts of all inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class EmbeddingList(Struct, frozen=True, kw_only=True):
+    """The body of ``/v1/embeddings``, in the order of the inputs."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
 
 
 class ModelCard(Struct, frozen=True, kw_only=True):
@@ -168,10 +237,16 @@ class ModelList(Struct, frozen=True):
     has_more: bool | UnsetType = UNSET
 
 
-def make_usage(num_prompt: int, num_completion: int, num_cached: int) -> Usage:
-    """Usage from its three counts."""
+def make_usage(
+    num_prompt: int, num_completion: int, num_cached: int, num_reasoning: int | None = None
+) -> Usage:
+    """Usage from its counts; ``num_reasoning`` None: the model marks no reasoning."""
     return Usage(
-        num_prompt, num_completion, num_prompt + num_completion, PromptTokensDetails(num_cached)
+        num_prompt,
+        num_completion,
+        num_prompt + num_completion,
+        PromptTokensDetails(num_cached),
+        UNSET if num_reasoning is None else CompletionTokensDetails(num_reasoning),
     )
 
 

@@ -21,4 +21,6 @@ REQUEST_KEY = "x-branchline-request-key"
 """A client's own: what a split alias goes by, 1 to ``MAX_KEY_LENGTH`` characters."""
 MAX_KEY_LENGTH = 256
 REQUEST_ID = "x-request-id"
+MESSAGES_REQUEST_ID = "request-id"
+"""Anthropic's name for it."""
 TRACE_PARENT = "traceparent"

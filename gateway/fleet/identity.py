@@ -49,6 +49,14 @@ def bearer(headers: Mapping[str, str]) -> bytes | None:
     return key.strip().encode("latin-1") if scheme.lower() == "bearer" else None
 
 
+def api_key(headers: Mapping[str, str]) -> bytes | None:
+    """The key of ``Authorization: Bearer KEY``, else that of ``x-api-key: KEY``."""
+    key = bearer(headers)
+    if key is None and "x-api-key" in headers:
+        return headers["x-api-key"].strip().encode("latin-1")
+    return key
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches ``host``, an address or a name without a port."""
     if host == "localhost":

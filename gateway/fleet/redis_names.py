@@ -11,6 +11,9 @@
 {branchline:F}:store:K             hash   name -> document, K one of tenant key adapter alias
 {branchline:F}:changes             stream what changed in the store (fields kind, name, revision)
 {branchline:F:t:T}:…               counters of tenant T (its name as hex)
+{branchline:F:t:T}:responses       hash   response id -> sealed KeptResponse, expires
+{branchline:F:t:T}:response_times  zset   response id -> when it was kept, ms
+{branchline:F:t:T}:response_bytes  string bytes of the hash's values
 ```
 """
 
@@ -75,3 +78,8 @@ class RedisNames:
     def tenant(self, name: str) -> str:
         """What a tenant's counters begin with: a tag, and so a slot, of its own."""
         return f"{{branchline:{self.fleet}:t:{name.encode().hex()}}}"
+
+    def responses(self, tenant: str) -> list[str]:
+        """A tenant's kept responses, when each was kept, and their bytes in all."""
+        tag = self.tenant(tenant)
+        return [f"{tag}:responses", f"{tag}:response_times", f"{tag}:response_bytes"]

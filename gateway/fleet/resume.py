@@ -74,9 +74,13 @@ class ResumedChoice(msgspec.Struct, omit_defaults=True):
 
 
 class ResumeRecord(msgspec.Struct, omit_defaults=True):
-    """All that a client has of a stream; goes before the original body (``headers.RESUME``)."""
+    """All that a client has of a stream; goes before the original body (``headers.RESUME``).
+
+    ``num_events`` it has in all, for streams that number their events.
+    """
 
     opening: StreamOpening
     choices: list[ResumedChoice] = []
     num_cached_tokens: int | None = None
     usage_sent: bool = False
+    num_events: int = 0

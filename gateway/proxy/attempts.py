@@ -8,6 +8,7 @@
 | 429, 503 with Retry-After or draining | overloaded | elsewhere; nobody has room: passed on |
 | 401, 403: our secret is not its own | refused | elsewhere, else 502 |
 | 404 for what the registry has | refused | brought there again, once; then elsewhere |
+| 400 for a previous response | refused | elsewhere; nobody keeps it: passed on |
 | 409 to a resumption | refused | elsewhere |
 | other 4xx | refused | passed on untouched |
 """
@@ -21,6 +22,7 @@ import time
 
 import aiohttp
 
+from ..endpoints import RESPONSES
 from ..errors import GatewayError
 from ..fleet import headers as fleet
 from ..types import Decision, Outcome
@@ -40,6 +42,8 @@ _REACHED_NOBODY = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _OWN_4XX = frozenset({401, 403, 404, 409, 429})
 
 _NOT_THERE = ("model_not_found", "adapter_not_here")
+# Without a Redis each replica keeps responses of its own.
+_NOT_KEPT = "previous_response_not_found"
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +249,8 @@ class Attempts:
     async def _is_refused(self, attempt: Attempt, is_resumption: bool) -> bool:
         """Whether to try again with an answer of 300 and over; then it is ended."""
         status = attempt.status
-        if 400 <= status < 500 and status not in _OWN_4XX and not is_resumption:
+        is_own = status in _OWN_4XX or (status == 400 and self._goes_on())
+        if 400 <= status < 500 and not is_own and not is_resumption:
             return False
         try:
             refusal = await attempt.refusal()
@@ -258,6 +263,10 @@ class Attempts:
         if status == 404 and code in _NOT_THERE:
             await self._not_there(decision)
             return True
+        if code == _NOT_KEPT:
+            self._refusal = refusal
+            self._exclude(decision, "does not keep that response", "refused")
+            return True
         if status in (401, 403):
             logger.error("replica %s refuses the fleet's secret", decision.replica_id)
             self._error = GatewayError(502, "The replicas refuse this.", code="replica_refused")
@@ -269,6 +278,10 @@ class Attempts:
                 raise NoReplica(refusal)
         self._exclude(decision, f"answered {status}", _outcome_of(refusal, code))
         return True
+
+    def _goes_on(self) -> bool:
+        """Whether the request may need a response that only one replica keeps."""
+        return self._job.path == RESPONSES and b"previous_response_id" in self._job.body
 
     async def _not_there(self, decision: Decision) -> None:
         """A replica lacks a model that this gateway still saw there: bring it once, then others."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from ..error_shapes import error_value
 from ..errors import GatewayError
 from .guard import Guard
 from .header_rules import RawHeaders, encode_headers
@@ -63,7 +64,7 @@ class ClientSide:
     async def error(self, error: GatewayError) -> None:
         """Send an error, if nothing is sent yet."""
         if not self.has_started:
-            body = msgspec.json.encode({"error": error.detail})
+            body = msgspec.json.encode(error_value(self._trail.path, error))
             await self.whole(error.status, [_JSON, *encode_headers(error.headers)], body)
 
 

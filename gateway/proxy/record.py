@@ -30,17 +30,19 @@ class StreamRecord:
 
     A comment and the events that it describes are taken together or not at all: ``take`` gives
     bytes only for whole groups. ``fault`` then says what was wrong behind them, if anything was:
-    the replica is to be left, and ``restart`` called before the next one's blocks.
+    the replica is to be left, and ``restart`` called before the next one's blocks. Every replica's
+    stream ends with ``[DONE]``; without ``keeps_done`` the client does not get that.
     """
 
-    def __init__(self, max_kept_tokens: int = MAX_KEPT_TOKENS) -> None:
+    def __init__(self, max_kept_tokens: int = MAX_KEPT_TOKENS, *, keeps_done: bool = True) -> None:
         self.is_done = False
         self.num_output_tokens = 0
         self.num_prompt_tokens: int | None = None
         self.num_cached_tokens: int | None = None
         self.last_event = b""
+        self.num_events = 0
         self.fault: str | None = None
-        self._max_kept_tokens = max_kept_tokens
+        self._max_kept_tokens, self._keeps_done = max_kept_tokens, keeps_done
         self._num_unexplained = 0
         self._opening: StreamOpening | None = None
         self._choices: dict[int, ResumedChoice] = {}
@@ -86,6 +88,7 @@ class StreamRecord:
                 [self._choices[index] for index in sorted(self._choices)],
                 self.num_cached_tokens,
                 self._usage_sent,
+                self.num_events,
             )
         )
 
@@ -122,15 +125,17 @@ class StreamRecord:
         self._group.append(block)
         if len(self._group) == comment.events:
             out.extend(self._group)
+            self.num_events += comment.events
             self.last_event = block
             self._comment, self._group = None, []
             self._commit(comment)
 
     def _take_plain(self, block: bytes, out: list[bytes]) -> None:
-        out.append(block)
         if block == DONE:
             self.is_done = True
-        else:
+        if block != DONE or self._keeps_done:
+            out.append(block)
+        if block != DONE:
             self._num_unexplained += 1
             self.last_event = block
 

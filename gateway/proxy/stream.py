@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
-import msgspec
-
+from ..endpoints import endpoint_of
+from ..error_shapes import stream_error
 from ..errors import GatewayError
 from ..types import Usage
 from .attempt import Attempt
@@ -17,7 +17,7 @@ from .guard import UpstreamLost
 from .job import Trail
 from .parts import ProxyParts
 from .record import StreamRecord
-from .sse import DONE, BadStream, BlockReader
+from .sse import BadStream, BlockReader
 from .whole import read_usage, relay_whole
 
 MAX_RESUMES = 32
@@ -46,7 +46,8 @@ class StreamRelay:
         trail: Trail,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.record = StreamRecord()
+        self._path, self._keeps_done = trail.path, endpoint_of(trail.path).keeps_done
+        self.record = self._new_record()
         self._parts, self._attempts, self._client, self._trail = parts, attempts, client, trail
         self._clock = clock
         self._told: Usage | None = None
@@ -54,7 +55,9 @@ class StreamRelay:
     def usage(self, num_input_tokens: int) -> Usage:
         """What was used; ``num_input_tokens`` stands in where no replica said it."""
         last = self.record.last_event
-        told = read_usage(last[len(b"data: ") :]) if b'"usage"' in last else None
+        # Of streams with named events the usage is spread over several.
+        is_there = last.startswith(b"data: ") and b'"usage"' in last
+        told = read_usage(last[len(b"data: ") :]) if is_there else None
         return self._told or told or self.record.usage(num_input_tokens)
 
     async def run(self, attempt: Attempt) -> None:
@@ -67,7 +70,7 @@ class StreamRelay:
                 return
             self._attempts.lost(attempt, lost)
             if not self._client.has_started:
-                self.record = StreamRecord()
+                self.record = self._new_record()
                 attempt = await self._attempts.open()
                 if attempt.status < 300 and attempt.is_event_stream:
                     continue
@@ -80,6 +83,9 @@ class StreamRelay:
                 await self._interrupted()
                 return
             attempt = resumed
+
+    def _new_record(self) -> StreamRecord:
+        return StreamRecord(keeps_done=self._keeps_done)
 
     def _may_resume(self, num_in_vain: int) -> bool:
         """A stream that takes one replica after the other down is not carried to the next."""
@@ -110,7 +116,7 @@ class StreamRelay:
                 out = record.take(blocks.feed(data))
             except BadStream as fault:
                 raise UpstreamLost(str(fault), "failed") from None
-            if out:
+            if out or record.is_done:
                 if not self._client.has_started:
                     await self._client.start(200, _HEADERS)
                 await self._client.write(out, more=not record.is_done)
@@ -161,5 +167,5 @@ class StreamRelay:
             "The replica that answered was lost, and no other could go on from there.",
             code="stream_interrupted",
         )
-        event = b"data: " + msgspec.json.encode({"error": error.detail}) + b"\n\n"
-        await self._client.write(event + DONE, more=False)
+        event = stream_error(self._path, error, self.record.last_event)
+        await self._client.write(event, more=False)

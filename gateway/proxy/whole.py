@@ -20,6 +20,12 @@ class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _Details | None = None
+    # as /v1/responses and /v1/messages say it
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -83,9 +89,10 @@ def read_usage(body: bytes) -> Usage | None:
         return None
     if usage is None:
         return None
-    details = usage.prompt_tokens_details
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    read, created = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
     return Usage(
-        num_input_tokens=usage.prompt_tokens,
-        num_output_tokens=usage.completion_tokens,
-        num_cached_tokens=(details and details.cached_tokens) or 0,
+        num_input_tokens=usage.prompt_tokens + usage.input_tokens + read + created,
+        num_output_tokens=usage.completion_tokens + usage.output_tokens,
+        num_cached_tokens=(details and details.cached_tokens) or read,
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ...gateway.prefix_keys import request_variant
 from ..catalog import ServedModel
 from ..config import ServeConfig
 from ..generation import ChoiceRequest
-from ..openai import ChatRequest, CompletionRequest
-from ..prompt import Prompt, to_template
+from ..openai import ChatMessage, ChatRequest, CompletionRequest
+from ..output.parts import ContentText, OutputParser
+from ..prompt import Prompt
 from ..supervisor import EngineSupervisor
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import Message, Tokenizer
 from .keys import PrefixKeys
 from .keys_ties import KeyedPrompt
 
@@ -37,23 +39,27 @@ def key_chat(
     prompt: Prompt,
     choices: list[ChoiceRequest],
     tokenizer: Tokenizer,
+    new_parser: Callable[[], OutputParser] | None = None,
 ) -> list[ChoiceRequest]:
-    """The choices of a chat."""
-    if keys is None:
+    """The choices of a chat; ``new_parser`` tells an answer's content from its other parts."""
+    if keys is None or prompt.text is None:  # cut: its beginning is not its text's
         return choices
-    variables = body.chat_template_kwargs
     keyed = KeyedPrompt(
         generation=choices[0].generation,
         tokenizer=model.tokenizer or tokenizer,
-        messages=[to_template(message) for message in body.messages],
+        messages=[_canonical(message) for message in body.messages],
         text=prompt.text,
         add_special_tokens=bool(body.add_special_tokens),
         variant=request_variant(
             is_chat=True,
             add_special_tokens=body.add_special_tokens,
-            chat_template_kwargs=variables,
+            chat_template_kwargs=body.chat_template_kwargs,
+            tools=[tool.model_dump() for tool in body.tools or ()],
+            tool_choice=body.tool_choice,
+            reasoning_effort=body.reasoning_effort,
         ),
         opens_message=not body.continue_final_message,
+        shown=str if new_parser is None else partial(_content, new_parser),
         uses_base_prefix=model.uses_base_prefix,
     )
     return _with_keys(keys, keyed, choices)
@@ -89,3 +95,22 @@ def _with_keys(
     if opened is None:
         return choices
     return [choice if choice.prompt_index else replace(choice, keys=opened()) for choice in choices]
+
+
+def _canonical(message: ChatMessage) -> Message:
+    """What of a message is in its canonical text, as its client sent it."""
+    content = message.content
+    if not isinstance(content, str):
+        content = "".join(part.text for part in content or ())
+    turn: Message = {"role": message.role, "content": content}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_calls:
+        turn["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+    return turn
+
+
+def _content(new_parser: Callable[[], OutputParser], text: str) -> str:
+    parser = new_parser()
+    parts = [*parser.push(text), *parser.finish()]
+    return "".join(part.text for part in parts if isinstance(part, ContentText))

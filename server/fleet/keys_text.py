@@ -6,13 +6,14 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from ...gateway.prefix_keys import (
     BYTES_PER_TOKEN_ID,
     MAX_BYTES,
     TEXT,
     TOKENS,
+    call_head,
     message_head,
 )
 from ..text.tokenizer import Message, Tokenizer
@@ -28,16 +29,15 @@ class Piece:
 
 
 def find_messages(messages: Iterable[Message], rendered: bytes) -> list[Piece]:
-    """The messages' contents as the chat template wrote them, one behind the other.
+    """The messages' contents and calls as the chat template wrote them, one behind the other.
 
     One that the template changed is left out; where it only took blanks off its ends, what is
     between them is found.
     """
     pieces: list[Piece] = []
     start = place = 0
-    for message in messages:
-        content = message["content"].encode("utf-8", "surrogatepass")
-        start += len(message_head(message["role"], message.get("name")))
+    for head, content in chain.from_iterable(map(_parts, messages)):
+        start += len(head)
         for candidate in (content, content.strip()):
             found = rendered.find(candidate, place) if candidate else -1
             if found >= 0:
@@ -49,6 +49,17 @@ def find_messages(messages: Iterable[Message], rendered: bytes) -> list[Piece]:
         if start >= MAX_BYTES:
             break
     return pieces
+
+
+def _parts(message: Message) -> Iterator[tuple[bytes, bytes]]:
+    """What a canonical text has of a message: what stands before a text, and the text.
+
+    Templates may write the arguments of a call anew, with other blanks; then they are not found.
+    """
+    yield message_head(message["role"], message.get("name")), _utf8(message["content"])
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        yield call_head(function["name"]), _utf8(function["arguments"])
 
 
 def chat_places(pieces: Sequence[Piece], ends: Iterable[int], length: int) -> Iterator[int]:
@@ -123,3 +134,7 @@ def _in_bytes(text: str, ends: Iterable[int]) -> Iterator[int]:
 def num_tokens_at(ends: Sequence[int], place: int) -> int:
     """How many tokens hold the first ``place`` bytes."""
     return min(bisect_left(ends, place) + 1, len(ends)) if place > 0 else 0
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, repeat
 
@@ -40,7 +40,8 @@ class KeyedPrompt:
     """A prompt as its client sent it, and as the engine gets it.
 
     ``messages`` are None where it is no chat, ``text`` is what was tokenized, None for token ids.
-    ``opens_message``: what is generated is a message of its own. An activated LoRA
+    ``opens_message``: what is generated is a message of its own. ``shown`` is what of an answer's
+    text a client has as its content, and so sends back. An activated LoRA
     (``uses_base_prefix``) leaves nothing in the base's KV that a later turn could find.
     """
 
@@ -51,6 +52,7 @@ class KeyedPrompt:
     add_special_tokens: bool
     variant: bytes
     opens_message: bool = True
+    shown: Callable[[str], str] = str
     uses_base_prefix: bool = False
 
     @property
@@ -207,7 +209,7 @@ def _next_turn(prompt: KeyedPrompt, text: str, token_ids: Sequence[int]) -> _Nex
         content = token_bytes(token_ids)
         ends = list(accumulate(repeat(BYTES_PER_TOKEN_ID, len(token_ids))))
         return _NextTurn(b"", content, ends, len(content))
-    tokenizer, content = prompt.tokenizer, _utf8(text)
+    tokenizer, content = prompt.tokenizer, _utf8(prompt.shown(text))
     opens = prompt.messages is not None and prompt.opens_message
     # Special tokens are not shown, or not sent back as such.
     parts = [b"" if tokenizer.is_special(one) else tokenizer.token_bytes(one) for one in token_ids]

@@ -66,7 +66,13 @@ async def resume(
         raise _mismatch("its prompts are other tokens here")
     sent = _by_index(record.choices, len(answer.choices))
     choices = [_resumed(c, sent.get(c.index), given.seeds[c.index]) for c in answer.choices]
-    answer = replace(answer, id=given.id, created=given.created, choices=choices)
+    answer = replace(
+        answer,
+        id=given.id,
+        created=given.created,
+        choices=choices,
+        num_events_sent=record.num_events,
+    )
     going_on = [c for c in choices if c.index in sent and not sent[c.index].finish_reason]
     detokenizers = {choice.index: detokenizer(choice) for choice in choices if choice.index in sent}
     texts = {index: await _replay(one, sent[index]) for index, one in detokenizers.items()}
@@ -134,7 +140,8 @@ def _mismatch(why: str) -> ApiError:
 def _digest_terms(answer: Answer) -> str:
     digest = _new_digest()
     params = [replace(choice.generation.params, seed=None) for choice in answer.choices]
-    digest.update(_ENCODER.encode([answer.model.digest, answer.model.text_digest, params]))
+    terms = [answer.model.digest, answer.model.text_digest, answer.reading, params]
+    digest.update(_ENCODER.encode(terms))
     return digest.hexdigest()
 
 

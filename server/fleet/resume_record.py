@@ -59,7 +59,7 @@ def _parse(raw: bytes) -> ResumeRecord:
         record = _RECORDS.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_field(RESUME, f"the record can't be read: {error}") from None
-    numbers = (record.opening.created, record.num_cached_tokens or 0)
+    numbers = (record.opening.created, record.num_cached_tokens or 0, record.num_events)
     if min(numbers) < 0 or max(numbers) > MAX_NUMBER:
         raise bad_field(RESUME, f"numbers must be in [0, {MAX_NUMBER}]")
     return record

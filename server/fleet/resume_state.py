@@ -39,7 +39,13 @@ class StreamState:
     def with_choice(
         self, events: bytes, index: int, delta: TextDelta, num_cached_tokens: int
     ) -> bytes:
-        """The events of one delta behind their comment."""
+        """The events of one delta behind their comment.
+
+        A delta may have none, as where its text may be the beginning of a mark: then the comment
+        stands alone, so that its tokens need not be computed again.
+        """
+        if not (events or delta.text or delta.token_ids or delta.finish_reason):
+            return b""
         num_characters = self._num_characters.get(index, 0) + len(delta.text)
         self._num_characters[index] = num_characters
         progress = ChoiceProgress(

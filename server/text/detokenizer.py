@@ -20,6 +20,7 @@ class TextDelta:
 
     ``token_ids`` ends with the token that stopped the choice, ``text`` before it.
     ``stop_reason`` is the stop string or the stop token id, None for the model's own end.
+    ``prompt_logprobs`` and ``embedding`` are ``TokenOutput``'s.
     """
 
     text: str
@@ -28,26 +29,38 @@ class TextDelta:
     finish_reason: FinishReason | None
     stop_reason: str | int | None
     num_cached_tokens: int
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    embedding: list[float] | None = None
 
 
 class TextStream:
     """Token ids to text, token by token; a character comes once its last byte is there.
 
     Primed with the end of the prompt, so that a decoder that strips a leading space does
-    so at the prompt's start and not at the answer's.
+    so at the prompt's start and not at the answer's. ``shown_ids`` are special tokens that are not
+    left out.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_token_ids: list[int], skip_special_tokens: bool
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: list[int],
+        skip_special_tokens: bool,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._shown_ids = shown_ids if skip_special_tokens else frozenset()
         self._context = _priming(tokenizer, prompt_token_ids, skip_special_tokens)
         self._pending: list[int] = []
         self._stream = self._new_stream()
 
     def push(self, token_id: int) -> str:
         """The text that became whole with this token, often of this token alone."""
+        if token_id in self._shown_ids:
+            shown = self.flush() + self._tokenizer.token_bytes(token_id).decode()
+            self._start_afresh()
+            return shown
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer.backend, token_id)
@@ -56,8 +69,7 @@ class TextStream:
                 raise
             # A decoder whose output shrank: give out what there is and start afresh.
             text = self._undecoded()
-            self._context = []
-            self._stream = self._new_stream()
+            self._start_afresh()
         if text:
             self._context, self._pending = self._pending, []
         return text or ""
@@ -65,6 +77,10 @@ class TextStream:
     def flush(self) -> str:
         """The unfinished rest, bytes that never became a character as U+FFFD."""
         return self._undecoded() if self._pending else ""
+
+    def _start_afresh(self) -> None:
+        self._context, self._pending = [], []
+        self._stream = self._new_stream()
 
     def _undecoded(self) -> str:
         before = self._decode(self._context)
@@ -85,11 +101,15 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_token_ids: list[int], params: SamplingParams
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._params = params
         self._end_token_ids = frozenset() if params.ignore_eos else tokenizer.end_token_ids
-        self._text = TextStream(tokenizer, prompt_token_ids, params.skip_special_tokens)
+        self._text = TextStream(tokenizer, prompt_token_ids, params.skip_special_tokens, shown_ids)
         self._stop = StopScanner(params.stop, params.include_stop_str_in_output)
         self._num_tokens = 0
         self.finished = False
@@ -119,6 +139,8 @@ class Detokenizer:
             output.finish_reason,
             None if output.stop_token_id in self._end_token_ids else output.stop_token_id,
             output.num_cached_tokens,
+            output.prompt_logprobs,
+            output.embedding,
         )
 
     def replay(self, token_ids: list[int], finish_reason: FinishReason | None = None) -> str:
@@ -145,7 +167,13 @@ class Detokenizer:
         self.finished = True
         logprobs = None if output.logprobs is None else output.logprobs[:num_tokens]
         return TextDelta(
-            text, output.token_ids[:num_tokens], logprobs, "stop", stop, output.num_cached_tokens
+            text,
+            output.token_ids[:num_tokens],
+            logprobs,
+            "stop",
+            stop,
+            output.num_cached_tokens,
+            output.prompt_logprobs,
         )
 
 

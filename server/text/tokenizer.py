@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,20 @@ class Tokenizer:
         """One more than the highest id that a text can give."""
         highest = max(self._added_ids | set(self.encode("", add_special_tokens=True)), default=-1)
         return max(self.num_model_ids, highest + 1)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its text in the vocabulary, None where there is no such token."""
+        token_id: int | None = self.backend.token_to_id(token)
+        return token_id
+
+    def has_token(self, token: str) -> bool:
+        """Whether the vocabulary has a token of this text."""
+        return self.id_of(token) is not None
+
+    def special_ids_of(self, texts: Iterable[str]) -> frozenset[int]:
+        """Ids of those texts that are special tokens."""
+        ids = map(self.id_of, texts)
+        return self._special_ids.intersection(token_id for token_id in ids if token_id is not None)
 
     def is_special(self, token_id: int) -> bool:
         """Whether ``skip_special_tokens`` leaves this token out."""

@@ -173,10 +173,10 @@ class Recorder:
         self._sampler = sampler
         self.seen: list[tuple[list[int], list[int], torch.Tensor]] = []
 
-    def launch(self, logits, rows):
+    def launch(self, logits, rows, masks=None):
         for row, values in zip(rows, logits.clone(), strict=True):
             self.seen.append((list(row.prompt_token_ids), list(row.output_token_ids), values))
-        return self._sampler.launch(logits, rows)
+        return self._sampler.launch(logits, rows, masks)
 
 
 def test_logits_of_every_row_are_within_1e_4_of_transformers_and_peft(served):

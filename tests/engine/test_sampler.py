@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,8 @@ from sampling_rule import Context, decide
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from branchline.engine.sampler import NO_TOKEN_ID, Sampler, SamplingRow
+from branchline.engine.grammar.masks import TokenMasks
+from branchline.engine.sampler import NO_TOKEN_ID, NO_TOKEN_LEFT, Sampler, SamplingRow
 from branchline.engine.types import SamplingParams, TokenLogprobs
 
 VOCAB_SIZE = 300
@@ -109,6 +111,8 @@ EFFECTS: dict[str, tuple[SamplingParams, Any]] = {
     "min_tokens": (GREEDY, 4),
     "stop_token_ids": (replace(GREEDY, min_tokens=4), (50,)),
     "logprobs": (GREEDY, 1),
+    "allowed_token_ids": (GREEDY, (7, 9)),
+    "bad_word_ids": (GREEDY, ((5, 4),)),
 }
 ELSEWHERE = {  # ends and shapes the output: the scheduler's and the server's part
     "stop",
@@ -117,6 +121,8 @@ ELSEWHERE = {  # ends and shapes the output: the scheduler's and the server's pa
     "max_tokens",
     "skip_special_tokens",
     "n",
+    "prompt_logprobs",
+    "grammar",  # comes as a mask
 }
 
 
@@ -264,7 +270,23 @@ def test_a_row_that_may_choose_nothing_fails_alone() -> None:
     rows = [make_row(replace(PLAIN, min_tokens=9)) for _ in range(3)]
     sampled = Sampler().sample(logits, rows)
     assert list(sampled.errors) == [1]
-    assert "no token is allowed" in sampled.errors[1]
+    assert sampled.errors[1] == NO_TOKEN_LEFT
+
+
+def test_a_mask_comes_first_and_what_can_only_end_need_not_wait() -> None:
+    logits = make_logits(4)
+    waits = [make_row(replace(GREEDY, min_tokens=9, logprobs=2)) for _ in range(4)]
+    bits = np.zeros((3, -(-VOCAB_SIZE // 32)), np.int32)
+    bits[:2, EOS // 32] = 1 << EOS % 32  # rows 0 and 1 may only end
+    bits[2, 0] = 1 << 7 | 1 << 9
+    masks = TokenMasks(np.array([0, 1, 3]), bits, {}, frozenset({0}))
+    sampled = Sampler().launch(logits.clone(), waits, masks).result()
+    assert sampled.token_ids[0] == EOS
+    assert list(sampled.errors) == [1]
+    assert sampled.token_ids[2] == sample(logits[2:3], waits[:1])[0]
+    assert sampled.token_ids[3] == max((7, 9), key=lambda i: float(logits[3, i]))
+    assert sampled.logprobs[3] is not None
+    assert sampled.logprobs[3].top_logprobs[0] > sampled.logprobs[3].logprob  # the model's own
 
 
 class CountCalls(TorchDispatchMode):

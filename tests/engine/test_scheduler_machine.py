@@ -36,10 +36,11 @@ settings_of_a_house = st.builds(
 beginnings = st.sampled_from([[], [], list(range(12)), [5] * 20, [*range(6), *INVOCATION]])
 params_of_a_request = st.builds(
     SamplingParams,
-    max_tokens=st.sampled_from([None, 1, 2, 5, 17]),
+    max_tokens=st.sampled_from([None, 0, 1, 2, 5, 17]),
     min_tokens=st.sampled_from([0, 0, 4]),
     ignore_eos=st.booleans(),
     stop_token_ids=st.sampled_from([(), (), (5,), (1, 2)]),
+    prompt_logprobs=st.sampled_from([None, None, 0]),
 )
 
 
@@ -76,11 +77,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             "tenant": data.draw(st.sampled_from("abc")),
             "weight": data.draw(st.sampled_from([0.5, 1.0, 3.0])),
             "cache_salt": data.draw(st.sampled_from([None, None, "pepper"])),
+            "pooling": data.draw(st.sampled_from([None, None, None, "last", "mean"])),
         }
+        if fields["pooling"] is not None:
+            params = replace(params, prompt_logprobs=None)
         generation = make_generation(f"r{self.num_added}", prompt, params, **fields)
         if data.draw(st.booleans()):  # some of it was generated elsewhere
             output = expected_output(generation, self.house.setting)
-            num_given = data.draw(st.integers(0, len(output) - 1))
+            num_given = data.draw(st.integers(0, max(0, len(output) - 1)))
             generation = replace(generation, output_token_ids=output[:num_given])
         self.house.add(generation)
         self.num_added += 1
@@ -177,6 +181,9 @@ def test_nothing_is_lost_in_ten_thousand_requests_with_aborts(depth, num_host_bl
             rest = [chance.randrange(NUM_TOKEN_IDS) for _ in range(chance.randint(1, 10))]
             params = SamplingParams(max_tokens=chance.randint(1, 14))
             fields = {"adapter": chance.choice([None, *DIGESTS]), "tenant": chance.choice("ab")}
+            fields["pooling"] = chance.choice([None] * 8 + ["last", "mean"])
+            if fields["pooling"] is None and chance.random() < 0.1:
+                params = replace(params, prompt_logprobs=0)
             house.add(make_generation(f"r{num_added}", [*start, *rest], params, **fields))
             num_added += 1
         if house.live and chance.random() < 0.15:

@@ -15,7 +15,7 @@ from branchline.engine.build import build_engine
 from branchline.engine.config import EngineConfig
 from branchline.engine.models.config import ModelConfig
 from branchline.engine.pipeline import StepPipeline
-from branchline.engine.plan import SampledToken, StepPlan
+from branchline.engine.plan import SampledToken, StepPlan, StepResult
 from branchline.engine.step_launch import LaunchedStep
 from branchline.engine.step_profile import largest_step, profile_run
 from branchline.engine.types import GenerationRequest, SamplingParams
@@ -35,9 +35,9 @@ class Recording:
         self._sampler = sampler
         self.calls: list[str] = []
 
-    def launch(self, logits, rows):
+    def launch(self, logits, rows, masks=None):
         self.calls.append("launch")
-        pending = self._sampler.launch(logits, rows)
+        pending = self._sampler.launch(logits, rows, masks)
 
         def result():
             self.calls.append("result")
@@ -70,14 +70,14 @@ def test_the_next_step_is_launched_before_the_last_ones_tokens_are_read(model):
 def test_a_result_has_tokens_logprobs_and_errors_row_by_row():
     sampled = SimpleNamespace(token_ids=[4, -1], logprobs=["some", None], errors={1: "why"})
     step = LaunchedStep.of(SimpleNamespace(result=lambda: sampled))
-    assert step.result() == [SampledToken(4, "some"), SampledToken(-1, None, "why")]
+    assert step.result().sampled == [SampledToken(4, "some"), SampledToken(-1, None, "why")]
 
 
 def test_a_step_without_samples_has_none_and_waits_for_its_end():
-    assert LaunchedStep.without_samples(torch.device("cpu")).result() == []
+    assert LaunchedStep.without_samples(torch.device("cpu")).result() == StepResult([])
     waited = []
     end = SimpleNamespace(synchronize=lambda: waited.append(True))
-    assert LaunchedStep(end=end).result() == []
+    assert LaunchedStep(end=end).result() == StepResult([])
     assert waited == [True]
 
 
@@ -94,7 +94,7 @@ class OnePlanAfterTheOther:
         self.number += 1
         return StepPlan((object(),), number=self.number)
 
-    def apply(self, plan, sampled):
+    def apply(self, plan, sampled, prompts):
         return []
 
     def fail(self, plan, error):
@@ -108,7 +108,7 @@ def test_a_step_s_seconds_begin_when_the_one_before_has_ended(monkeypatch):
     class Step:
         def result(self):
             now[0] += 5.0
-            return []
+            return StepResult([])
 
     def launch(plan):
         now[0] += 1.0

@@ -117,7 +117,13 @@ async def test_a_large_body_is_a_413(house: House) -> None:
         ("DELETE", "/v1/models", 405),
         ("POST", "/health", 405),
         ("GET", "/nothing", 404),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/audio/speech", 404),
+        ("GET", "/v1/embeddings", 405),
+        ("GET", "/tokenize", 405),
+        ("DELETE", "/v1/responses", 405),
+        ("PUT", "/v1/responses/resp_1", 405),
+        ("GET", "/v1/responses/resp_1/nothing", 404),
+        ("GET", "/v1/responses/..%2fmodels", 404),
         ("GET", "/v1/chat/completions%0a", 404),
     ],
 )
@@ -202,6 +208,22 @@ async def test_why_a_request_went_where(house: House) -> None:
         answer = await response.json()
     assert answer["decision"]["replica_id"] in ("r0", "r1")
     assert answer["target"]["wire_name"] == "base"
+
+
+async def test_why_a_body_of_any_endpoint_would_go_where(house: House) -> None:
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/responses": {"input": "hello"},
+        "/v1/messages": {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1},
+        "/v1/embeddings": {"input": "hello"},
+    }
+    for path, body in bodies.items():
+        asked = {"model": "base", **body}
+        async with house.post("/debug/route", params={"endpoint": path}, json=asked) as response:
+            assert response.status == 200
+            assert (await response.json())["num_prompt_tokens"] >= 1
+    async with house.post("/debug/route", params={"endpoint": "/x"}, json=chat()) as response:
+        assert response.status == 400
+    assert not any(replica.bodies for replica in house.replicas)
 
 
 async def test_readiness(house: House) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from branchline.gateway import prepare
-from branchline.gateway.body import parse_body
+from branchline.gateway.endpoints import ENDPOINTS
 from branchline.gateway.errors import GatewayError
 from branchline.gateway.estimates import TokenEstimates
 from branchline.gateway.prefix_keys import PrefixHasher, request_text
@@ -23,15 +23,28 @@ TARGET = Target(name="base", wire_name="base")
 FIELDS = (
     *("model", "stream", "n", "max_tokens", "max_completion_tokens", "cache_salt", "user"),
     *("prompt_cache_key", "priority", "messages", "prompt", "add_special_tokens"),
-    *("chat_template_kwargs", "stream_options", "unknown"),
+    *("chat_template_kwargs", "stream_options", "unknown", "tools", "tool_choice", "best_of"),
+    *("input", "instructions", "max_output_tokens", "text", "reasoning", "include", "tokens"),
+    *("system", "thinking", "output_config", "metadata", "stop_sequences", "previous_response_id"),
 )
+NAMES_WITHIN = (
+    *("role", "content", "name", "text", "type", "x", "tool_calls", "function", "arguments"),
+    *("input", "output", "call_id", "id", "input_schema", "parameters", "effort", "user_id"),
+)
+KINDS = ("user", "assistant", "tool", "message", "function", "function_call", "tool_use", "text")
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30)
+scalars = (
+    st.sampled_from(KINDS)
+    | st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=30)
+)
 values = st.recursive(
     scalars,
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["role", "content", "name", "text", "x"]), inner)
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES_WITHIN), inner)
     ),
     max_leaves=20,
 )
@@ -44,16 +57,17 @@ bodies = st.dictionaries(st.sampled_from(FIELDS), values)
 @example(b'{"n":' + b"9" * 5000 + b"}")
 @example(b'{"n":1e999}')
 def test_any_bytes(body: bytes) -> None:
-    with contextlib.suppress(GatewayError):
-        parse_body(body)
+    for endpoint in ENDPOINTS.values():
+        with contextlib.suppress(GatewayError):
+            endpoint.parse(body)
 
 
-@given(bodies)
-def test_any_json(fields: dict[str, Any]) -> None:
+@given(bodies, st.sampled_from(sorted(ENDPOINTS)))
+def test_any_json(fields: dict[str, Any], path: str) -> None:
     """Whatever parses can be sized, hashed, split and estimated."""
-    body = json.dumps(fields).encode()
+    body, endpoint = json.dumps(fields).encode(), ENDPOINTS[path]
     try:
-        request = parse_body(body)
+        request = endpoint.parse(body)
     except GatewayError:
         return
     text = request_text(request.messages, request.prompt)
@@ -61,9 +75,9 @@ def test_any_json(fields: dict[str, Any]) -> None:
     namespace = prepare.prefix_namespace(CALLER, TARGET, request)
     assert PrefixHasher(bytes(32)).keys(namespace, text) is not None
     assert prepare.split_key(CALLER, {}, request, text)
-    estimate = TokenEstimates().estimate("m", request, size, 4096)
+    estimate = TokenEstimates().estimate("m", request, size, 4096, endpoint.charges)
     assert 0 <= estimate.num_input_tokens <= 4096 * request.num_prompts
-    assert 0 < estimate.num_output_tokens <= 4096 * 128 * 256
+    assert 0 <= estimate.num_output_tokens <= 4096 * 128 * 256
 
 
 @given(st.lists(st.tuples(st.binary(max_size=40), st.binary(max_size=60)), max_size=8))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from branchline.gateway import prefix_keys
+from branchline.gateway.endpoints import ENDPOINTS
 from branchline.gateway.prefix_keys import (
     CHUNK_BYTES,
     MAX_CHUNKS,
@@ -167,3 +169,120 @@ def test_the_keys_are_what_they_were():
         "fcf579da3f241aebd64512a6ca9d5ff1",
         "8da9aeaf1817dc6e505b26cdae12af41",
     ]
+
+
+def call(name: str, arguments: str) -> dict[str, Any]:
+    return {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def test_calls_and_results_are_in_a_chats_text():
+    asked = [user("weather?")]
+    called = [
+        *asked,
+        {"role": "assistant", "content": None, "tool_calls": [call("get", '{"a": 1}')]},
+    ]
+    answered = [*called, {"role": "tool", "tool_call_id": "c", "content": "rain"}]
+    texts = [chat_text(asked), chat_text(called), chat_text(answered)]
+    assert texts[1] == texts[0] + b"\xffassistant\xfd\xfaget\xf9" + b'{"a": 1}'
+    assert texts[2] == texts[1] + b"\xfftool\xfdrain"
+    others = [
+        [call("ge", 't{"a": 1}')],
+        [call("get", '{"a": 2}')],
+        [call("get", '{"a": 1}'), call("get", "{}")],
+    ]
+    for calls in others:
+        assert chat_text([*asked, {**called[1], "tool_calls": calls}]) != texts[1]
+
+
+@pytest.mark.parametrize(
+    "calls", [5, [5], [{"function": 5}], [call("a", {"b": 1})], [{"function": {"name": "a"}}]]
+)
+def test_what_is_no_call_ends_the_text(calls: object) -> None:
+    odd = {"role": "assistant", "content": "x", "tool_calls": calls}
+    text = chat_text([user("a"), odd, user("b")])
+    assert text == chat_text([user("a"), {"role": "assistant", "content": "x"}])
+
+
+SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
+
+
+def tool(name: str = "get", **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+def test_tools_are_told_apart_by_what_a_prompt_shows_of_them():
+    same = [
+        [tool(parameters=SCHEMA)],
+        [tool(parameters=SCHEMA, description=None, strict=None)],
+        [tool(parameters=dict(reversed(SCHEMA.items())), description="")],
+    ]
+    assert len({request_variant(is_chat=True, tools=tools) for tools in same}) == 1
+    others: list[Any] = [
+        same[0],
+        [tool("set", parameters=SCHEMA)],
+        [tool(parameters=SCHEMA, description="d")],
+        [tool()],
+        [tool(), tool()],
+        [5],
+    ]
+    variants = {request_variant(is_chat=True, tools=tools) for tools in others}
+    variants |= {request_variant(is_chat=True, reasoning_effort=e) for e in ("low", "high")}
+    variants.add(request_variant(is_chat=True, tools=same[0], reasoning_effort="low"))
+    assert len(variants) == len(others) + 3
+    assert b"" not in variants
+    assert request_variant(is_chat=True, tools=[]) == b""
+    assert request_variant(is_chat=True, tools=same[0], tool_choice="none") == b""
+
+
+TOOLS_OF: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"tools": [tool(description="d", parameters=SCHEMA)]},
+    "/v1/responses": {
+        "tools": [{"type": "function", "name": "get", "description": "d", "parameters": SCHEMA}]
+    },
+    "/v1/messages": {"tools": [{"name": "get", "description": "d", "input_schema": SCHEMA}]},
+}
+TURN_OF: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            user("weather?"),
+            {"role": "assistant", "content": "so", "tool_calls": [call("get", '{"a": 1}')]},
+            {"role": "tool", "tool_call_id": "c", "content": "rain"},
+        ]
+    },
+    "/v1/responses": {
+        "instructions": "Be brief.",
+        "input": [
+            user("weather?"),
+            {"type": "message", "role": "assistant", "content": "so"},
+            {"type": "function_call", "call_id": "c", "name": "get", "arguments": '{"a": 1}'},
+            {"type": "function_call_output", "call_id": "c", "output": "rain"},
+        ],
+    },
+    "/v1/messages": {
+        "system": "Be brief.",
+        "messages": [
+            user("weather?"),
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "text", "text": "so"},
+                    {"type": "tool_use", "id": "c", "name": "get", "input": {"a": 1}},
+                ],
+            },
+            user([{"type": "tool_result", "tool_use_id": "c", "content": "rain"}]),
+        ],
+    },
+}
+
+
+def test_one_conversation_has_one_text_at_each_endpoint():
+    found = set()
+    for path, turn in TURN_OF.items():
+        request = ENDPOINTS[path].parse(msgspec.json.encode({**turn, **TOOLS_OF[path]}))
+        text = request_text(request.messages, request.prompt)
+        found.add((text, request_variant(is_chat=True, tools=request.tools)))
+    assert len(found) == 1
+    text, variant = found.pop()
+    assert text == chat_text(TURN_OF["/v1/chat/completions"]["messages"])
+    assert variant

@@ -230,6 +230,28 @@ def test_edits_are_the_twins(device: torch.device) -> None:
     ops.edit_logits(wide, where[:, :0].to(device), changes[:, :0].to(device))
 
 
+@pytest.mark.parametrize("vocab_size", [*VOCAB_SIZES, 1024, 2500])
+def test_token_masks_are_the_twins(device: torch.device, vocab_size: int) -> None:
+    wide = torch.full((5, vocab_size + 40), 7.0)
+    wide[:, :vocab_size] = random_logits(5, vocab_size)
+    rows = torch.tensor([3, 0, 4])
+    generator = torch.Generator().manual_seed(3)
+    bits = torch.randint(-(2**31), 2**31, (3, -(-vocab_size // 32)), generator=generator)
+    bits[1] = -1
+    bits[2] = 0
+    expected = wide.clone()
+    for row, words in zip(rows.tolist(), bits.tolist(), strict=True):
+        for token_id in range(vocab_size):
+            if not words[token_id // 32] >> token_id % 32 & 1:
+                expected[row, token_id] = -math.inf
+    packed = bits.to(torch.int32)
+    for op, place in ((ops.apply_token_mask, device), (twin.apply_token_mask, "cpu")):
+        masked = wide.to(place, copy=True)
+        op(masked[:, :vocab_size], rows.to(place), packed.to(place))
+        assert torch.equal(masked.cpu(), expected)
+        op(masked[:, :vocab_size], rows[:0].to(place), packed[:0].to(place))
+
+
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
 def test_reports_are_the_twins(device: torch.device, vocab_size: int) -> None:
     logits = random_logits(5, vocab_size)

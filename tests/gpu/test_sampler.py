@@ -31,6 +31,12 @@ KINDS = [
 ]
 
 
+OPS = (
+    *("top_tokens", "sample_tokens", "filter_floors", "edit_logits", "report_logprobs"),
+    "apply_token_mask",
+)
+
+
 def make_rows(num_rows: int) -> list[SamplingRow]:
     return sampling_rows(KINDS, num_rows, eos_token_id=VOCAB_SIZE - 1)
 
@@ -43,7 +49,7 @@ def make_logits(num_rows: int) -> torch.Tensor:
 @pytest.fixture
 def on_twins(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """What makes the sampler use the twins, until its ``undo``."""
-    for name in ("top_tokens", "sample_tokens", "filter_floors", "edit_logits", "report_logprobs"):
+    for name in OPS:
         monkeypatch.setattr(ops, name, getattr(twin, name))
     return monkeypatch
 
@@ -91,7 +97,7 @@ def test_bad_rows_fail_alone(device: torch.device, bad: float) -> None:
 
 
 def test_a_warm_up_runs_every_op(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"top_tokens", "sample_tokens", "filter_floors", "edit_logits", "report_logprobs"}
+    names = set(OPS)
     calls: list[tuple[str, bool]] = []
 
     def watch(name: str) -> Callable[..., Any]:

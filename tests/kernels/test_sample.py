@@ -243,6 +243,23 @@ def test_top_tokens_is_argmax_with_the_lowest_id(vocab_size: int) -> None:
     assert math.isnan(ops.top_tokens(logits)[1][3])
 
 
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 260])
+def test_a_mask_leaves_the_ids_of_its_set_bits(vocab_size: int) -> None:
+    logits = random_logits(4, vocab_size, spread=1.0)
+    allowed = [set(range(0, vocab_size, 3)), set(), set(range(vocab_size))]
+    words = [
+        [sum(1 << bit for bit in range(32) if word * 32 + bit in ids) for word in range(9)]
+        for ids in allowed
+    ]
+    bits = torch.tensor(words, dtype=torch.int64)[:, : -(-vocab_size // 32)].to(torch.int32)
+    masked = logits.clone()
+    ops.apply_token_mask(masked, torch.tensor([2, 0, 3]), bits)
+    assert torch.equal(masked[1], logits[1])
+    for row, ids in zip((2, 0, 3), allowed, strict=True):
+        expected = [logits[row, i] if i in ids else -math.inf for i in range(vocab_size)]
+        assert masked[row].tolist() == expected
+
+
 @pytest.mark.gpu
 def test_a_gpu_chooses_the_same_tokens() -> None:
     logits = random_logits(32, 50_001, spread=2.0)

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 import triton
 from triton_compile import Compiled, compile_kernel
 
-from branchline.kernels.gpu import sample, sample_edits, sample_filters, sample_report
+from branchline.kernels.gpu import sample, sample_edits, sample_filters, sample_mask, sample_report
 
 GROUP = 128
 VOCAB_SIZES = [128256, 151936]
@@ -92,6 +92,13 @@ def test_edits() -> None:
     signature |= {"num_edits": "i32", "row_stride": "i32"}
     constants = {"BLOCK": sample_edits.BLOCK}
     assert fits(compile_kernel(sample_edits.edit_kernel, signature, constants))
+
+
+def test_token_masks() -> None:
+    signature = {"logits": "*fp32", "rows": "*i64", "bits": "*i32"}
+    signature |= {"vocab_size": "i32", "num_words": "i32", "row_stride": "i32"}
+    constants = {"BLOCK": sample_mask.BLOCK}
+    assert fits(compile_kernel(sample_mask.mask_kernel, signature, constants))
 
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)

@@ -84,6 +84,9 @@ FIELDS: list[tuple[str, Any, str, Any]] = [
     ("logprobs", 0, "logprobs", 0),
     ("logprobs", 5, "logprobs", 5),
     ("skip_special_tokens", False, "skip_special_tokens", False),
+    ("prompt_logprobs", 2, "prompt_logprobs", 2),
+    ("allowed_token_ids", [104, 101], "allowed_token_ids", (104, 101)),
+    ("bad_words", ["no"], "bad_word_ids", (tuple(b"no"), tuple(b" no"))),
 ]
 
 
@@ -99,7 +102,7 @@ async def test_fields_reach_the_engine(
 
 
 async def test_every_sampling_field_is_in_the_table() -> None:
-    names = {name for _, _, name, _ in FIELDS} | {"n"}
+    names = {name for _, _, name, _ in FIELDS} | {"n", "grammar"}  # see test_structured
     from branchline.engine.types import SamplingParams
 
     assert names == {field.name for field in dataclasses.fields(SamplingParams)}

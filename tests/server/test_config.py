@@ -47,6 +47,7 @@ def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         *("--dtype", "float32", "--served-model-name", "a", "--served-model-name", "b"),
         *("--api-key", "k1", "--api-key", "k2", "--max-body-mb", "0.5", "--restart-engine"),
         *("--body-timeout", "7.5"),
+        *("--response-ttl", "60", "--response-store-mb", "0.5"),
     )
     assert config.engine.model == "m"
     assert (config.engine.max_model_len, config.engine.kv_cache_gb) == (100, 0.5)
@@ -54,6 +55,7 @@ def test_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.access.keys == plain_keys("k1", "k2")
     assert config.limits.max_body_bytes == 1 << 19
     assert config.limits.body_timeout == 7.5
+    assert (config.responses.ttl, config.responses.max_bytes) == (60.0, 1 << 19)
     assert config.restart_engine
     assert "k1" not in repr(config), "keys are only kept as digests"
 

@@ -191,7 +191,7 @@ def test_what_follows_a_replay_is_what_would_have_followed(
     before = [whole.push(output) for output in outputs[: cut % len(ids)]]
     if whole.finished:
         return
-    assert resumed.replay(ids[: len(before)]) == sum(len(delta.text) for delta in before)
+    assert resumed.replay(ids[: len(before)]) == "".join(delta.text for delta in before)
     for output in [*outputs[len(before) :], last]:
         assert resumed.push(output) == whole.push(output)
         assert resumed.finished == whole.finished
@@ -204,3 +204,17 @@ def test_a_replay_with_a_stop_string_is_finished() -> None:
     pieces = ("▁he", "llo", "▁wor")
     detokenizer.replay([SENTENCEPIECE.backend.token_to_id(piece) for piece in pieces])
     assert detokenizer.finished
+
+
+def test_special_tokens_that_a_parser_needs_are_shown(tokenizer: Tokenizer) -> None:
+    mark, other = 257, 256
+    ids = [*"aé".encode(), mark, *"é".encode(), other, ord("b")]
+    for skip, shown in ((True, "aé<|im_start|>éb"), (False, "aé<|im_start|>é<|endoftext|>b")):
+        params = SamplingParams(skip_special_tokens=skip)
+        detokenizer = Detokenizer(tokenizer, [], params, frozenset({mark}))
+        text = "".join(
+            detokenizer.push(TokenOutput(request_id="", token_ids=[token_id])).text
+            for token_id in ids
+        )
+        assert text == shown
+    assert tokenizer.special_ids_of(["<|im_start|>", "a", "<|nothing|>"]) == {mark}

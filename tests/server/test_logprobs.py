@@ -5,7 +5,8 @@ import math
 import msgspec
 
 from branchline.engine.types import TokenLogprobs
-from branchline.server.logprobs import chat_logprobs, completion_logprobs
+from branchline.server.logprobs import TextOffsets, chat_logprobs, completion_logprobs
+from branchline.server.text.detokenizer import TextStream
 from branchline.server.text.tokenizer import Tokenizer
 
 EURO = list("€".encode())
@@ -14,6 +15,8 @@ POSITIONS = [
     TokenLogprobs(EURO[0], -math.inf, 9, [98, 97], [-0.1, -math.inf]),
     TokenLogprobs(EURO[1], -2.0, 3, [99, 100], [-1.0, -1.5]),
 ]
+
+IDS = [position.token_id for position in POSITIONS]
 
 
 def test_chats_get_bytes_and_finite_numbers(tokenizer: Tokenizer) -> None:
@@ -30,12 +33,13 @@ def test_chats_get_bytes_and_finite_numbers(tokenizer: Tokenizer) -> None:
 def test_top_logprobs_can_be_none(tokenizer: Tokenizer) -> None:
     shaped = chat_logprobs(tokenizer, POSITIONS, 0)
     assert all(entry.top_logprobs == [] for entry in shaped.content)
-    assert completion_logprobs(tokenizer, POSITIONS, 0, 0).top_logprobs is None
+    assert completion_logprobs(tokenizer, IDS, POSITIONS, 0, [0, 1, 1]).top_logprobs is None
 
 
 def test_text_gets_the_chosen_token_beside_the_top(tokenizer: Tokenizer) -> None:
-    shaped = completion_logprobs(tokenizer, POSITIONS, 2, 10)
-    assert shaped.text_offset == [10, 11, 12]
+    offsets = TextOffsets(TextStream(tokenizer, [], skip_special_tokens=True), 10).take(IDS)
+    shaped = completion_logprobs(tokenizer, IDS, POSITIONS, 2, offsets)
+    assert shaped.text_offset == [10, 11, 11], "one character in two tokens"
     assert shaped.top_logprobs is not None
     assert shaped.top_logprobs[0] == {"a": -0.5, "b": -1.5}
     assert shaped.top_logprobs[2] == {"c": -1.0, "d": -1.5, "�": -2.0}

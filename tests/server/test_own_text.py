@@ -22,7 +22,7 @@ from branchline.server.adapters.text import TextStore
 from branchline.server.answer import Answer, collect
 from branchline.server.catalog import Catalog, ServedModel
 from branchline.server.chat import ChatWriter
-from branchline.server.completions import CompletionWriter
+from branchline.server.completion_writer import CompletionWriter
 from branchline.server.config import Limits
 from branchline.server.errors import ApiError
 from branchline.server.generation import Generator, expand_choices
@@ -89,7 +89,7 @@ class House:
         if isinstance(body, ChatRequest):
             writer = ChatWriter(answer, tokenizer)
         else:
-            writer = CompletionWriter(answer, tokenizer, echo=bool(body.echo))
+            writer = CompletionWriter(answer, tokenizer, body)
         whole = await collect(self.generator.run(choices, model, 0.0), writer)
         [choice] = msgspec.to_builtins(whole)["choices"]
         assert isinstance(choice, dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from branchline.gateway.fleet.resume import (
 )
 
 DONE = b"data: [DONE]\n\n"
+EVENT = re.compile(rb"(event: [a-z_.]+\n)?data: \{")
 SECRET = "fleet-secret"
 STATE_HEADERS = {FLEET_SECRET: SECRET, STREAM_STATE: "1"}
 
@@ -45,7 +47,7 @@ def read_groups(pieces: Iterable[bytes]) -> Iterator[Group]:
         if block.startswith(COMMENT):
             comment = msgspec.json.decode(block[len(COMMENT) :], type=StreamComment)
             events = tuple(next(rest) for _ in range(comment.events))
-            assert all(event.startswith(b"data: {") for event in events)
+            assert all(EVENT.match(event) for event in events)
             yield Group(comment, events)
         elif block not in (KEEP_ALIVE, DONE):
             yield Group(None, (block,))
@@ -62,7 +64,9 @@ def record_of(groups: Iterable[Group]) -> ResumeRecord:
     """What is known after these groups; those of a resumed stream go behind those before it."""
     opening, num_cached, usage_sent = None, None, False
     choices: dict[int, ResumedChoice] = {}
+    num_events = 0
     for group in groups:
+        num_events += len(group.events)
         comment = group.comment
         assert comment is not None
         opening = opening or comment.opening
@@ -77,7 +81,7 @@ def record_of(groups: Iterable[Group]) -> ResumeRecord:
             choice.finish_reason = progress.finish_reason
             choice.stop_reason = progress.stop_reason
     assert opening is not None
-    return ResumeRecord(opening, list(choices.values()), num_cached, usage_sent)
+    return ResumeRecord(opening, list(choices.values()), num_cached, usage_sent, num_events)
 
 
 def resume_request(record: ResumeRecord, body: bytes) -> tuple[bytes, dict[str, str]]:

@@ -47,6 +47,7 @@ def engine_info(vocab_size: int = 260, max_model_len: int = 512) -> EngineInfo:
         block_size=16,
         num_blocks=100,
         eos_token_ids=[258],
+        hidden_size=64,
     )
 
 
@@ -171,6 +172,14 @@ class FakeEngine:
         assert params.max_tokens is not None
         assert params.seed is not None
         given = request.output_token_ids
+        if request.pooling is not None:
+            await self._wait()
+            yield self._pooled(request)
+            return
+        if params.max_tokens == 0:
+            await self._wait()
+            yield self._scored(request)
+            return
         for index, token_id in enumerate(self.script(request)):
             if index < len(given):
                 assert token_id == given[index], "the script says something else"
@@ -201,10 +210,34 @@ class FakeEngine:
                 stop_token_id=token_id if stop else None,
                 num_cached_tokens=self.num_cached(request) if index == len(given) else 0,
                 queue_seconds=0.25 if index == len(given) else None,
+                prompt_logprobs=_prompt_logprobs(request) if index == len(given) else None,
             )
             if stop or eos or last:
                 return
         raise AssertionError("the script ran out before the request ended")
+
+    def _scored(self, request: GenerationRequest) -> TokenOutput:
+        return TokenOutput(
+            request_id=request.request_id,
+            token_ids=[],
+            finish_reason="length",
+            num_cached_tokens=self.num_cached(request),
+            queue_seconds=0.25,
+            prompt_logprobs=_prompt_logprobs(request),
+        )
+
+    def _pooled(self, request: GenerationRequest) -> TokenOutput:
+        """A vector of the prompt's last token id, its length, and 0."""
+        ids = request.prompt_token_ids
+        last = ids[-1] if request.pooling == "last" else sum(ids) / len(ids)
+        return TokenOutput(
+            request_id=request.request_id,
+            token_ids=[],
+            finish_reason="stop",
+            num_cached_tokens=self.num_cached(request),
+            queue_seconds=0.25,
+            embedding=[float(last), float(len(ids)), 0.0],
+        )
 
     async def _wait(self) -> None:
         dead = asyncio.ensure_future(self.dead.wait())
@@ -298,6 +331,11 @@ class FakeCache:
         )
         self.pins[pin.pin_id] = pin
         return pin
+
+
+def _prompt_logprobs(request: GenerationRequest) -> list[TokenLogprobs | None] | None:
+    num_top, [_, *rest] = request.params.prompt_logprobs, request.prompt_token_ids
+    return None if num_top is None else [None, *(_logprobs(one, num_top) for one in rest)]
 
 
 def _logprobs(token_id: int, num_top: int) -> TokenLogprobs:

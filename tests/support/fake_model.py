@@ -16,8 +16,10 @@ import numpy as np
 
 from branchline.engine.batch import StepBatch
 from branchline.engine.blocks import SCRAP_BLOCK
-from branchline.engine.plan import SampledToken, ScheduledChunk, StepPlan
-from branchline.engine.types import GenerationRequest
+from branchline.engine.plan import SampledToken, ScheduledChunk, StepPlan, StepResult
+from branchline.engine.prompt_output import PromptPart
+from branchline.engine.prompt_rows import PromptRows
+from branchline.engine.types import GenerationRequest, TokenLogprobs
 from branchline.lora.activation import find_activation
 from branchline.lora.traits import AdapterTraits
 
@@ -81,6 +83,8 @@ def next_token(context: Sequence[int], author: int) -> int:
 def expected_output(generation: GenerationRequest, setting: Setting) -> list[int]:
     """What one request gives by itself."""
     params, context = generation.params, list(generation.prompt_token_ids)
+    if generation.pooling is not None or params.max_tokens == 0:
+        return []
     author = author_of(generation, setting.isolate_tenants)[1]
     output: list[int] = []
     while True:
@@ -94,6 +98,16 @@ def expected_output(generation: GenerationRequest, setting: Setting) -> list[int
             return output
 
 
+def expected_vector(generation: GenerationRequest) -> list[float] | None:
+    """What pooling gives: of rows that are (token, position, 1)."""
+    rows = [(token, i, 1) for i, token in enumerate(generation.prompt_token_ids)]
+    if generation.pooling is None:
+        return None
+    chosen = rows if generation.pooling == "mean" else rows[-1:]
+    total = np.array(chosen, dtype=np.float64).sum(0)
+    return (total / len(chosen)).astype(np.float32).tolist()
+
+
 @dataclass(slots=True)
 class FakeStep:
     """A step on the fake device: it runs when its result is asked for, after those before it."""
@@ -102,11 +116,11 @@ class FakeStep:
     plan: StepPlan
     batch: StepBatch
     authors: list[tuple[int, int, int]]
+    prompts: list[PromptRows]
     num_errors: int = 0
     fails: bool = False
-    tokens: list[SampledToken] | None = None
 
-    def result(self) -> list[SampledToken]:
+    def result(self) -> StepResult:
         if self.fails:
             self.model.poison(self.plan.chunks)
             self.model.sampled = [0] * len(self.plan.sampling_chunks())
@@ -116,7 +130,21 @@ class FakeStep:
         self.model.poison(bad)
         tokens = [SampledToken(token_id) for token_id in token_ids]
         tokens[: len(bad)] = [SampledToken(-1, error="not finite") for _ in bad]
-        return tokens
+        ids, positions = self.batch.input_ids.numpy(), self.batch.positions.numpy()
+        hidden = np.stack([ids, positions, np.ones_like(ids)], axis=1)
+        return StepResult(tokens, {each.request_id: _part(each, hidden) for each in self.prompts})
+
+
+def _part(rows: PromptRows, hidden: np.ndarray) -> PromptPart:
+    if rows.kind != "logprobs":
+        vector = hidden[rows.rows.start : rows.rows.stop].sum(0).astype(np.float32)
+        return PromptPart(rows.end, vector=vector)
+    own = hidden[rows.rows.start : rows.rows.stop]
+    entries = [
+        TokenLogprobs(following, float(position), int(token), [], [])
+        for (token, position, _), following in zip(own.tolist(), rows.token_ids, strict=True)
+    ]
+    return PromptPart(rows.end, entries)
 
 
 class FakeModel:

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
+from mock_shapes import NUM_PROMPT_TOKENS, event_at, usage_at, whole_at
 
+from branchline.gateway.endpoints import ENDPOINTS
 from branchline.gateway.fleet import headers as fleet
 from branchline.gateway.fleet.records import AdapterPlace, AdapterPlaces, ReplicaReport
 from branchline.gateway.fleet.resume import (
@@ -26,7 +28,6 @@ from branchline.gateway.fleet.resume import (
 )
 
 FINGERPRINT = "f" * 32
-NUM_PROMPT_TOKENS = 11
 DONE = b"data: [DONE]\n\n"
 
 Kind = Literal["reset", "hang", "status", "cut", "cut_whole", "silence", "failure", "end", "leave"]
@@ -64,6 +65,7 @@ class MockReplica:
         self.bodies: list[bytes] = []
         self.records: list[ResumeRecord] = []
         self.known: set[str] = set()
+        self.kept: dict[str, str] = {}
         self.num_left = 0
         self.num_probes = 0
         self.token_seconds = 0.0
@@ -98,8 +100,9 @@ class MockReplica:
     async def start(self) -> None:
         """Listen, at the same port as before if it was stopped."""
         app = web.Application(client_max_size=1 << 26)
-        app.router.add_post("/v1/chat/completions", self._generate)
-        app.router.add_post("/v1/completions", self._generate)
+        for path in ENDPOINTS:
+            app.router.add_post(path, self._generate)
+        app.router.add_route("*", "/v1/responses/{rest:.*}", self._kept_response)
         app.router.add_get("/fleet/state", self._state)
         app.router.add_get("/fleet/adapters", self._adapters)
         app.router.add_get("/fleet/requests/{id}", self._request)
@@ -164,11 +167,20 @@ class MockReplica:
             return _error(409, "resume_mismatch")
         if body.get("stream"):
             return await self._stream(request, body, record, fault)
-        num_tokens = body.get("max_tokens", 5)
+        if (before := body.get("previous_response_id")) and before not in self.kept:
+            return _error(400, "previous_response_not_found")
+        num_tokens = _num_tokens(body)
         await asyncio.sleep(self.token_seconds * num_tokens)
-        message = {"role": "assistant", "content": whole_text(num_tokens)}
-        choice = {"index": 0, "message": message, "finish_reason": "length"}
-        return _json({"id": "mock", "choices": [choice], "usage": _usage(num_tokens)})
+        return _json(whole_at(request.path, whole_text(num_tokens), num_tokens))
+
+    async def _kept_response(self, request: web.Request) -> web.Response:
+        """``kept`` are names of those that are here, with their tenants."""
+        if request.headers.get(fleet.FLEET_SECRET) != self._secret:
+            return _error(401, "unauthorized")
+        response_id = request.match_info["rest"].partition("/")[0]
+        if self.kept.get(response_id) != request.headers[fleet.TENANT]:
+            return _error(404, "response_not_found")
+        return _json({"id": response_id, "method": request.method, "path": request.path_qs})
 
     async def _fail_early(self, request: web.Request, fault: Fault) -> web.Response | None:
         if fault.kind == "reset":
@@ -193,7 +205,7 @@ class MockReplica:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         with_state = request.headers.get(fleet.STREAM_STATE) == "1"
-        async for block in self._blocks(body, record):
+        async for block in self._blocks(request.path, body, record):
             comment, event, number = block
             if fault is not None and number == fault.after:
                 await self._fail_late(request, response, fault, comment + event)
@@ -204,27 +216,29 @@ class MockReplica:
         return response
 
     async def _blocks(
-        self, body: dict[str, Any], record: ResumeRecord | None
+        self, path: str, body: dict[str, Any], record: ResumeRecord | None
     ) -> AsyncIterator[tuple[bytes, bytes, int]]:
         """Comment, event, and how many tokens were there before."""
-        num_tokens = body.get("max_tokens", 5)
+        num_tokens = _num_tokens(body)
         choice = record.choices[0] if record and record.choices else ResumedChoice(0)
         begin, finished = len(choice.token_ids), choice.finish_reason is not None
         opening = StreamOpening("mock", 1, f"{self.fingerprint}.x", ["p"], [7])
         if record is None:
             delta = {"index": 0, "delta": {"role": "assistant", "content": ""}}
             first = StreamComment(1, opening, num_prompt_tokens=NUM_PROMPT_TOKENS)
-            yield _comment(first), _event({"id": "mock", "choices": [delta]}), begin
+            yield _comment(first), event_at(path, 0, {"id": "mock", "choices": [delta]}), begin
         for number in range(begin, num_tokens if not finished else 0):
             finish = "length" if number == num_tokens - 1 else None
             content = word(number) + self.padding
             delta = {"index": 0, "delta": {"content": content}, "finish_reason": finish}
             progress = ChoiceProgress(0, [number], len(whole_text(number + 1)), finish)
             comment = StreamComment(1, None, [progress], 3)
-            yield _comment(comment), _event({"id": "mock", "choices": [delta]}), number + 1
+            event = event_at(path, number + 1, {"id": "mock", "choices": [delta]})
+            yield _comment(comment), event, number + 1
         options = body.get("stream_options") or {}
         if options.get("include_usage") and not (record and record.usage_sent):
-            event = _event({"id": "mock", "choices": [], "usage": _usage(num_tokens)})
+            usage = usage_at(path, num_tokens)
+            event = event_at(path, num_tokens + 1, {"id": "mock", "choices": [], "usage": usage})
             yield _comment(StreamComment(1, usage_sent=True)), event, num_tokens
 
     async def _fail_late(
@@ -232,7 +246,7 @@ class MockReplica:
     ) -> None:
         if fault.kind == "failure":
             comment = StreamComment(1, failure=Failure(fault.status, fault.code))
-            error = _event({"error": {"message": "mock", "code": fault.code}})
+            error = event_at(request.path, 0, {"error": {"message": "mock", "code": fault.code}})
             await response.write(_comment(comment) + error + DONE)
         elif fault.kind == "silence":
             await asyncio.Event().wait()
@@ -243,21 +257,12 @@ class MockReplica:
             request.transport.abort()
 
 
-def _usage(num_tokens: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": NUM_PROMPT_TOKENS,
-        "completion_tokens": num_tokens,
-        "total_tokens": NUM_PROMPT_TOKENS + num_tokens,
-        "prompt_tokens_details": {"cached_tokens": 3},
-    }
+def _num_tokens(body: dict[str, Any]) -> int:
+    return int(body.get("max_output_tokens") or body.get("max_tokens", 5))
 
 
 def _comment(comment: StreamComment) -> bytes:
     return KEEP_ALIVE + COMMENT + msgspec.json.encode(comment) + b"\n\n"
-
-
-def _event(value: object) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
 def _json(value: object) -> web.Response:

@@ -187,10 +187,16 @@ def check_logprobs(
     """Assert reported logprobs, ranks and best ids against log_softmax of the raw logits."""
     prompt, output = list(prompt_token_ids), [entry.token_id for entry in logprobs]
     logits = reference.next_logits(prompt + output[:-1], adapter, len(prompt))[len(prompt) - 1 :]
+    check_entries(logits, logprobs, tolerance)
+
+
+def check_entries(
+    logits: Tensor, logprobs: Sequence[TokenLogprobs], tolerance: float = MARGIN
+) -> None:
+    """Assert logprobs, ranks and best ids, an entry a row of raw logits [N, V]."""
     expected = logits.double().log_softmax(-1)
-    for i, entry in enumerate(logprobs):
-        row = expected[i]
-        where = f"at output token {i}"
+    for i, (row, entry) in enumerate(zip(expected, logprobs, strict=True)):
+        where = f"at row {i}"
         got = [entry.logprob, *entry.top_logprobs]
         want = [float(row[token_id]) for token_id in (entry.token_id, *entry.top_token_ids)]
         for ours, theirs in zip(got, want, strict=True):

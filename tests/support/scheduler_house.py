@@ -15,6 +15,7 @@ from fake_model import (
     Setting,
     author_of,
     expected_output,
+    expected_vector,
 )
 
 from branchline.engine.batch import build_batch
@@ -23,6 +24,7 @@ from branchline.engine.limits import SchedulerLimits
 from branchline.engine.pipeline import StepPipeline
 from branchline.engine.plan import StepPlan
 from branchline.engine.prefix_cache import PrefixCache
+from branchline.engine.prompt_rows import prompt_rows
 from branchline.engine.request import Request
 from branchline.engine.restore_policy import RestorePolicy
 from branchline.engine.scheduler import Scheduler
@@ -161,7 +163,8 @@ class House:
             author_of(self.live[request.request_id].generation, setting.isolate_tenants)
             for request in requests
         ]
-        step = FakeStep(self.model, plan, batch, authors, self._num_errors, self._fails)
+        prompts = prompt_rows(plan)
+        step = FakeStep(self.model, plan, batch, authors, prompts, self._num_errors, self._fails)
         if self._fails:
             self._may_err |= {request.request_id for request in requests}
         bad = plan.sampling_chunks()[: self._num_errors]
@@ -179,8 +182,9 @@ class House:
             progress = self.live[output.request_id]
             if output.error:
                 assert output.request_id in self._may_err, output
-            if not progress.output and output.token_ids:
+            if not progress.output and not output.error:
                 self.cached[output.request_id] = output.num_cached_tokens
+                self._check_prompt_output(progress.generation, output)
             progress.output += output.token_ids
             assert progress.output == progress.expected[: len(progress.output)]
             if output.finish_reason is not None:
@@ -188,6 +192,18 @@ class House:
                 if not output.error:
                     assert progress.output == progress.expected
                     self.finished[output.request_id] = progress.output
+
+    def _check_prompt_output(self, generation: GenerationRequest, output: TokenOutput) -> None:
+        """With the first output comes all that is wanted of the prompt, each row of it once."""
+        assert output.embedding == expected_vector(generation)
+        if generation.params.prompt_logprobs is None:
+            assert output.prompt_logprobs is None
+            return
+        prompt = generation.prompt_token_ids
+        first, *entries = output.prompt_logprobs or ()
+        assert first is None
+        found = [(entry.rank, entry.logprob, entry.token_id) for entry in entries]
+        assert found == list(zip(prompt, range(len(prompt)), prompt[1:], strict=False))
 
     def check(self) -> None:
         self.scheduler.check()

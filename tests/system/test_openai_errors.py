@@ -42,7 +42,7 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
         ({"extra_body": {"top_k": 1.5}}, "top_k"),
         ({"extra_body": {"unheard_of": 1}}, "unheard_of"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": []}, "messages"),

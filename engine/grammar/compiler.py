@@ -1,0 +1,59 @@
+"""From a grammar's text to a matcher, within limits of time and memory."""
+
+from __future__ import annotations
+
+from llguidance import LLMatcher, LLParserLimits
+
+from ..errors import RequestError
+from ..types import Grammar
+from .vocabulary import GrammarTokenizer
+
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=200_000,
+    step_max_items=50_000,
+    max_items_in_row=2_000,
+    max_lexer_states=32_768,
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
+"""A step of a matcher takes about 15 ms at most, and its lexer about 60 MB."""
+
+MAX_REASON = 500
+
+
+def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> LLMatcher:
+    """A matcher at the grammar's beginning; raises RequestError where there can be none.
+
+    Most of the time that it takes the GIL is free.
+    """
+    try:
+        matcher = LLMatcher(tokenizer.ll, _source(grammar), log_level=0, limits=LIMITS)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # and the lexer's first states
+    except BaseException as error:  # a panic in Rust is none of Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise RequestError("grammar", reason_of(str(error))) from error
+    if matcher.is_error():
+        raise RequestError("grammar", reason_of(matcher.get_error()))
+    return matcher
+
+
+def reason_of(error: str) -> str:
+    """What llguidance says of a grammar, in one line of bounded length."""
+    line = " ".join(error.replace("(in regex)", "").replace("<non-verbose/>", "").split())
+    if line == "NoExtensionBias":
+        return "nothing matches it"
+    return line[:MAX_REASON] or "can't be compiled"
+
+
+def _source(grammar: Grammar) -> str:
+    """The grammar as llguidance takes it; JSON schemas carry their options (``x-guidance``)."""
+    match grammar.kind:
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(grammar.text)
+        case "regex":
+            return LLMatcher.grammar_from_regex(grammar.text)
+        case "lark":
+            return LLMatcher.grammar_from_lark(grammar.text)

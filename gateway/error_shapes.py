@@ -1,0 +1,57 @@
+"""The gateway's own errors in the shape that each endpoint's clients read, also within streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from .endpoints import MESSAGES, RESPONSES
+from .errors import GatewayError
+from .fleet.messages_errors import is_messages_path, messages_error
+from .proxy.sse import DONE
+
+
+class _Numbered(msgspec.Struct):
+    sequence_number: int = -1
+
+
+_NUMBERED = msgspec.json.Decoder(_Numbered)
+
+
+def error_value(path: str, error: GatewayError) -> dict[str, Any]:
+    """The body of an error at ``path``."""
+    if is_messages_path(path):
+        return messages_error(error.status, error.message)
+    return {"error": error.detail}
+
+
+def error_answer(path: str, error: GatewayError) -> Response:
+    """The whole answer."""
+    body = msgspec.json.encode(error_value(path, error))
+    return Response(body, error.status, error.headers, "application/json")
+
+
+def stream_error(path: str, error: GatewayError, last_event: bytes) -> bytes:
+    """What ends a stream at ``path`` whose last event was ``last_event``."""
+    if path == RESPONSES:
+        number = _number_of(last_event) + 1
+        detail = error.detail
+        failed = {key: detail[key] for key in ("code", "message", "param")}
+        return _named("error", {"type": "error", **failed, "sequence_number": number})
+    value = error_value(path, error)
+    if path == MESSAGES:
+        return _named("error", value)
+    return b"data: " + msgspec.json.encode(value) + b"\n\n" + DONE
+
+
+def _named(name: str, value: dict[str, Any]) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(value))
+
+
+def _number_of(event: bytes) -> int:
+    try:
+        return _NUMBERED.decode(event.partition(b"data: ")[2]).sequence_number
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return -1

@@ -1,0 +1,18 @@
+"""How many responses are kept, and how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptLimits:
+    """The bounds of kept responses: seconds, packed bytes, number, and bytes of a single one.
+
+    They hold for a server's memory as a whole, and in a fleet's Redis for each tenant.
+    """
+
+    ttl: float = 86400.0
+    max_bytes: int = 64 << 20
+    max_number: int = 10_000
+    max_response_bytes: int = 4 << 20

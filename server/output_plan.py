@@ -1,0 +1,161 @@
+"""How one chat's answer is read, and what it has to match: by model, prompt and request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .chat_messages import knows_tools
+from .config import Limits, ServeConfig
+from .errors import bad_field
+from .openai import ChatRequest
+from .output.families import BARE, PLAIN, OutputFamily, find_family
+from .output.grammars import (
+    CallGrammar,
+    forced_calls,
+    free_calls,
+    given_answer,
+    given_or_calls,
+    with_thoughts,
+)
+from .output.parts import OutputParser
+from .output.reasoning import ThinkingMarks
+from .output.thought_tokens import ThinkingIds
+from .structured.read import FieldGrammar, read_grammar
+from .structured.schema_text import schema_text
+from .text.tokenizer import Tokenizer
+from .tool_choice import ToolTerms, read_tools
+
+# What is forced is forced into a form that every parser but a family's own reads.
+_MARKED = ("hermes", "json")  # between <tool_call> and </tool_call>
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPlan:
+    """How an answer is read: ``schemas`` are of the tools that it may call, by name.
+
+    ``shown_token_ids`` are special tokens that the parser has to see. ``is_inside``: the answer
+    begins in the midst of thoughts.
+    """
+
+    family: OutputFamily = PLAIN
+    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    is_inside: bool = False
+    shown_token_ids: frozenset[int] = frozenset()
+    thinking: ThinkingIds | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether an answer is all content."""
+        family = self.family
+        return family.thinking is None and (family.tools == "none" or not self.schemas)
+
+    @property
+    def key(self) -> str:
+        """A name for the way of reading: replicas that go on with an answer have the same."""
+        tools = self.family.tools if self.schemas else "none"
+        return "" if self.is_plain else f"{tools}/{self.family.reasoning}"
+
+    def new_parser(self) -> OutputParser:
+        """A parser for one choice."""
+        return self.family.new_parser(self.schemas, self.is_inside)
+
+
+class ChatOutputs:
+    """Makes plans, for the parsers that the operator named."""
+
+    def __init__(self, config: ServeConfig, limits: Limits) -> None:
+        self._tools = config.tool_call_parser
+        self._reasoning = config.reasoning_parser
+        self._limits = limits
+
+    def read(self, body: ChatRequest) -> ToolTerms:
+        """What may be called; raises ApiError 400 naming the field."""
+        return read_tools(body, self._limits)
+
+    def plan(
+        self,
+        body: ChatRequest,
+        terms: ToolTerms,
+        template: str,
+        tokenizer: Tokenizer,
+        prompt: str | None,
+    ) -> OutputPlan:
+        """The plan for an answer to ``prompt``, as ``template`` rendered it."""
+        family = find_family(
+            template, tokenizer.has_token, knows_tools(template), self._tools, self._reasoning
+        )
+        if terms.is_forced and family.tools not in _MARKED:
+            family = OutputFamily(BARE, family.reasoning)
+        marks = family.thinking
+        shown = list(family.tool_marks) if terms.functions else []
+        if marks is not None:
+            shown += [marks.begin, marks.end]
+        is_inside = family.opens_thinking(_opening(body, prompt or ""))
+        return OutputPlan(
+            family,
+            {function.name: function.parameters or {} for function in terms.functions},
+            is_inside,
+            tokenizer.special_ids_of(shown),
+            _thinking_ids(marks, tokenizer, is_inside),
+        )
+
+    def grammar(self, body: ChatRequest, terms: ToolTerms, plan: OutputPlan) -> FieldGrammar | None:
+        """What an answer has to match, not yet compiled; raises ApiError 400 naming the field."""
+        given = read_grammar(body, self._limits)
+        if not terms.is_forced and not (terms.is_strict and plan.family.tools in _MARKED):
+            return _thinking_first(given, plan)
+        if terms.is_forced and given is not None:
+            raise bad_field("tool_choice", f"can't be had together with {_field(given)}")
+        calls = self._calls(terms, plan)
+        if terms.is_forced:
+            rules = forced_calls(calls)
+        elif given is None:
+            rules = free_calls(calls)
+        else:
+            rules = given_or_calls(given_answer(given.grammar), calls)
+        grammar = with_thoughts(rules, plan.family.thinking, plan.is_inside)
+        return FieldGrammar("tools" if given is None else given.field, grammar)
+
+    def _calls(self, terms: ToolTerms, plan: OutputPlan) -> CallGrammar:
+        functions = []
+        for function in terms.functions:
+            schema: dict[str, Any] = {"type": "object"}
+            if terms.is_forced or function.strict:
+                schema |= function.parameters or {}
+            options = {} if function.strict else {"lenient": True}
+            text = schema_text("tools", schema, self._limits, **options)
+            functions.append((function.name, text))
+        return CallGrammar(functions, terms.is_single, plan.family.tools in _MARKED)
+
+
+def _thinking_ids(
+    marks: ThinkingMarks | None, tokenizer: Tokenizer, is_inside: bool
+) -> ThinkingIds | None:
+    if marks is None:
+        return None
+    begin, end = tokenizer.id_of(marks.begin), tokenizer.id_of(marks.end)
+    return None if begin is None or end is None else ThinkingIds(begin, end, is_inside)
+
+
+def _opening(body: ChatRequest, prompt: str) -> str:
+    """The end of a prompt; of one that goes on with an answer only what that has."""
+    if not body.continue_final_message:
+        return prompt
+    content = body.messages[-1].content
+    return content if isinstance(content, str) else ""
+
+
+def _thinking_first(given: FieldGrammar | None, plan: OutputPlan) -> FieldGrammar | None:
+    """The client's grammar, behind the thoughts of a model that has some."""
+    marks = plan.family.thinking
+    if given is None or marks is None:
+        return given
+    return FieldGrammar(
+        given.field, with_thoughts(given_answer(given.grammar), marks, plan.is_inside)
+    )
+
+
+def _field(given: FieldGrammar) -> str:
+    return given.field.partition(".")[0]
