@@ -45,6 +45,7 @@ class GatewayMetrics:
         self._whole = self._histogram("request_seconds", "To the last byte.", _SECONDS)
         self.in_flight = Gauge(f"{_PREFIX}_in_flight", "Requests now.", registry=self.registry)
         self._names: dict[str, set[str]] = {"tenant": set(), "model": set()}
+        self._children: dict[tuple[object, ...], Counter] = {}
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(f"{_PREFIX}_{name}", documentation, labels, registry=self.registry)
@@ -66,7 +67,7 @@ class GatewayMetrics:
 
     def routed(self, decision: Decision) -> None:
         """A replica was chosen."""
-        self._routed.labels(decision.reason).inc()
+        self._child(self._routed, decision.reason).inc()
         self._predicted.inc(decision.num_matched_tokens)
 
     def retried(self, reason: str) -> None:
@@ -89,7 +90,7 @@ class GatewayMetrics:
     def ended(self, trail: Trail) -> None:
         """A request is over."""
         tenant = self._bounded("tenant", trail.tenant) if trail.tenant_is_known else "other"
-        self._requests.labels(trail.path, trail.status, tenant).inc()
+        self._child(self._requests, trail.path, trail.status, tenant).inc()
         self._whole.observe(time.perf_counter() - trail.arrived)
         if trail.first_byte is not None:
             self._first_byte.observe(trail.first_byte - trail.arrived)
@@ -98,9 +99,16 @@ class GatewayMetrics:
             self._added.observe(added)
         if trail.usage is not None:
             model = self._bounded("model", trail.label)
-            self._tokens.labels("input", model).inc(trail.usage.num_input_tokens)
-            self._tokens.labels("output", model).inc(trail.usage.num_output_tokens)
+            self._child(self._tokens, "input", model).inc(trail.usage.num_input_tokens)
+            self._child(self._tokens, "output", model).inc(trail.usage.num_output_tokens)
             self._cached.inc(trail.usage.num_cached_tokens)
+
+    def _child(self, counter: Counter, *labels: object) -> Counter:
+        """Of these labels; ``labels`` itself takes a lock and makes strings each time."""
+        child = self._children.get((counter, *labels))
+        if child is None:
+            child = self._children[counter, *labels] = counter.labels(*labels)
+        return child
 
     def _bounded(self, kind: str, name: str | None) -> str:
         known = self._names[kind]

@@ -1,4 +1,4 @@
-"""Redis, the mock replicas and one gateway, each a process of its own on 127.0.0.1."""
+"""Redis, the mock replicas, one gateway and a bare door, each a process on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class House:
-    """Who runs where; ``keys`` are the tenants' API keys."""
+    """Who runs where; ``keys`` are the tenants' API keys, ``bare_url`` is ``bare.py``'s."""
 
     gateway_url: str
+    bare_url: str
     upstream_urls: list[str]
     keys: list[str]
     processes: dict[str, psutil.Process]
@@ -64,6 +65,11 @@ def house(
             _process(_upstream_words(url, num_replicas, num_tokens), upstream_log)
         )
         wait_for(lambda: upstream_log.read_text().endswith("]\n"), "the mock replicas", upstream)
+        upstream_urls = json.loads(upstream_log.read_text())
+        bare_log = directory / "bare.log"
+        bare_words = [sys.executable, "-m", f"{__package__}.bare", "--upstream", upstream_urls[0]]
+        bare = stack.enter_context(_process(bare_words, bare_log))
+        wait_for(lambda: bare_log.read_text().endswith('"\n'), "the bare door", bare)
         gateway_url = f"http://127.0.0.1:{free_port()}"
         words = [sys.executable, "-m", "branchline", "gateway", "--redis", url]
         words += ["--port", gateway_url.rpartition(":")[2], "--admin-key", ADMIN_KEY, *flags]
@@ -71,10 +77,12 @@ def house(
         # Its access log goes nowhere: a million lines are no use to anybody.
         gateway = stack.enter_context(_process(words, directory / "gateway.log", discard=True))
         wait_for(lambda: _is_ready(gateway_url), "the gateway", gateway)
-        pids = {"redis": redis.pid, "upstream": upstream.pid, "gateway": gateway.pid}
+        pids = {"redis": redis.pid, "upstream": upstream.pid, "bare": bare.pid}
+        pids["gateway"] = gateway.pid
         yield House(
             gateway_url=gateway_url,
-            upstream_urls=json.loads(upstream_log.read_text()),
+            bare_url=json.loads(bare_log.read_text()),
+            upstream_urls=upstream_urls,
             keys=[_make_tenant(gateway_url, f"tenant-{n}") for n in range(num_tenants)],
             processes={name: psutil.Process(pid) for name, pid in pids.items()},
         )

@@ -79,13 +79,13 @@ def _latencies(measured: Measured) -> dict[str, float]:
 
 
 def paced(house: House, plan: Plan, kind: Kind = "plain") -> list[dict[str, object]]:
-    """Every rate, direct and through the gateway, one after the other."""
+    """Every rate, directly, through a bare door and through the gateway, one after the other."""
     rows: list[dict[str, object]] = []
     for rate in plan.rates:
         # Under 30 ms of pause, connections would wait for each other.
         connections = max(CONNECTIONS, rate * 40 // 1000)
         by_way = {}
-        for way, url in (("direct", house.upstream_urls[0]), ("gateway", house.gateway_url)):
+        for number, (way, url) in enumerate(_ways(house)):
             load = Load(
                 url=url,
                 keys=house.keys,
@@ -94,23 +94,35 @@ def paced(house: House, plan: Plan, kind: Kind = "plain") -> list[dict[str, obje
                 prompt_bytes=plan.prompt_bytes,
                 kind=kind,
                 pause=connections * 1000 / rate,
-                first_number=rate * 1_000_000 + (way == "direct") * 500_000,
+                first_number=rate * 1_000_000 + number * 300_000,
             )
             by_way[way] = measure(house, load)
-        added = {
-            f"added_{name}_ms": by_way["gateway"][f"{name}_ms"] - by_way["direct"][f"{name}_ms"]
-            for name in ("p50", "p99")
-        }
-        rows.append({"kind": kind, "wanted_rate": rate, **by_way, **added})
-        _echo_paced(kind, by_way["gateway"], added)
+        added = _added(by_way["gateway"], by_way["direct"])
+        bare = {f"bare_{name}": ms for name, ms in _added(by_way["bare"], by_way["direct"]).items()}
+        rows.append({"kind": kind, "wanted_rate": rate, **by_way, **added, **bare})
+        _echo_paced(kind, by_way, {**added, **bare})
     return rows
 
 
-def _echo_paced(kind: str, row: Mapping[str, float], added: Mapping[str, float]) -> None:
+def _ways(house: House) -> list[tuple[str, str]]:
+    direct = ("direct", house.upstream_urls[0])
+    return [direct, ("bare", house.bare_url), ("gateway", house.gateway_url)]
+
+
+def _added(row: Mapping[str, float], direct: Mapping[str, float]) -> dict[str, float]:
+    return {f"added_{name}_ms": row[f"{name}_ms"] - direct[f"{name}_ms"] for name in ("p50", "p99")}
+
+
+def _echo_paced(
+    kind: str, by_way: Mapping[str, Mapping[str, float]], added: Mapping[str, float]
+) -> None:
+    row = by_way["gateway"]
     click.echo(
         f"{kind:6} {row['rate']:6.0f}/s   added p50 {added['added_p50_ms']:6.2f} ms  "
         f"p99 {added['added_p99_ms']:6.2f} ms   gateway {row['gateway_cpu_ms']:5.2f} ms CPU each   "
-        f"{row['machine_share']:4.0%} of the machine   {row['num_failed']:.0f} failed"
+        f"{row['machine_share']:4.0%} of the machine   {row['num_failed']:.0f} failed   "
+        f"(a bare door: p50 {added['bare_added_p50_ms']:.2f} ms, "
+        f"p99 {added['bare_added_p99_ms']:.2f} ms, {by_way['bare']['bare_cpu_ms']:.2f} ms CPU)"
     )
 
 

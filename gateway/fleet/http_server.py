@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,4 +23,4 @@ class HttpServer(uvicorn.Server):
 
 def request_id_of(given: str) -> str:
     """The client's own id where it is fit for a header and a log, else a new one."""
-    return given if _GOOD_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _GOOD_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)

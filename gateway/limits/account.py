@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from .headroom import Headroom
 from .limits import Limits
 from .scripts import LEASE_SECONDS, Charge, News, Renewal, Settled, Settlement
 from .windows import DAY, NOTHING, SPAN, Amounts, Reserve, Verdict, Windows, minus, plus
@@ -49,6 +50,25 @@ class Account:
     spent_then: int = 0
     spent_day: int = -1
     wants_word: bool = False
+    headroom: Headroom = field(default_factory=Headroom)
+
+    def admit_at_once(
+        self, now: int, flight: str, tokens: tuple[int, int], limits: Limits, num_gateways: int
+    ) -> Verdict | None:
+        """The verdict where all limits are far: it can only be yes. None: ask Redis."""
+        windows = self.windows
+        windows.advance(now)
+        reserve = Reserve(windows.at, *tokens)
+        used = self.headroom.take(now, reserve, limits.in_order, num_gateways)
+        if used is None:
+            return None
+        windows.take(flight, _NEVER, reserve)
+        windows.last = reserve.second
+        self.flights[flight] = Flight(reserve, NOTHING, None)
+        reset = max(0, (reserve.second + SPAN) * 1000 - now)
+        return Verdict(
+            refused_by=None, wait=0, now=now, second=reserve.second, used=used.amounts, reset=reset
+        )
 
     def accept(self, flight: str, reserve: Reserve, now: int) -> None:
         """Redis let it through, after ``hear``."""
@@ -58,13 +78,14 @@ class Account:
         counted = (1, reserve.num_input_tokens, 0)
         self.flights[flight] = Flight(reserve, counted, now)
 
-    def hear(self, now: int, spent: int, epoch: str) -> None:
-        """What Redis says in every answer."""
+    def hear(self, now: int, used: Sequence[int], epoch: str) -> None:
+        """What Redis says in every answer; ``used`` in the order of ``LIMIT_NAMES``."""
         self.windows.advance(now)
+        self.headroom.hear(now, used)
         if self.epoch and epoch != self.epoch:
             self._tell_all_again()
         self.epoch = epoch
-        self.spent_by_all, self.spent_then = spent, self.windows.spent
+        self.spent_by_all, self.spent_then = used[4], self.windows.spent
         self.spent_day = self.windows.at // DAY
 
     def admit_alone(
@@ -112,6 +133,8 @@ class Account:
                 return None
             self.wants_word = False
             del self.settlements[:MAX_NEWS]
+            if len(renewals) < MAX_NEWS and not self.charges:
+                self.headroom.send()
             self.sent = News(
                 sequence=next(self.sequences),
                 charges=charges,
@@ -129,7 +152,8 @@ class Account:
                     counted = (1, held.reserve.num_input_tokens, 0)
                     self.flights[renewal.flight] = Flight(held.reserve, counted, answer.now)
             self.sent = None
-        self.hear(answer.now, answer.spent, answer.epoch)
+            self.headroom.told()
+        self.hear(answer.now, answer.used, answer.epoch)
 
     @property
     def is_idle(self) -> bool:
@@ -155,6 +179,7 @@ class Account:
 
         What it may know already, since an answer was lost, is left to ``if_unknown``.
         """
+        self.headroom.forget()
         if self.sent is not None:
             self.settlements[:0] = self.sent.settlements
             self.sent = None

@@ -1,7 +1,8 @@
 """Lets requests through as their tenant's limits allow; Redis down, by this gateway's share.
 
-A request of a tenant with limits costs one call to Redis; all else is told in the background. What
-is admitted while Redis is away counts in this process at once, and in Redis when it is back.
+A request of a tenant with limits costs one call to Redis, and none while it is far from all of them
+(see ``headroom``); all else is told in the background. What is admitted while Redis is away counts
+in this process at once, and in Redis when it is back.
 """
 
 from __future__ import annotations
@@ -194,6 +195,11 @@ class Limiter:
     async def _verdict(
         self, tenant: str, flight: str, tokens: tuple[int, int], limits: Limits
     ) -> tuple[Verdict, Account]:
+        account, _ = self._account(tenant)
+        if self._link is not None:
+            near = account.admit_at_once(self._now(), flight, tokens, limits, self._num_gateways())
+            if near is not None:
+                return near, account
         is_in_doubt = self._link is not None and self._link.is_up
         try:
             answer = await self._ask(tenant, flight, tokens, limits)
@@ -204,7 +210,7 @@ class Limiter:
         if answer is not None:
             verdict, epoch = answer
             self._skew = verdict.now - round(self._clock() * 1000)
-            account.hear(verdict.now, verdict.used[4], epoch)
+            account.hear(verdict.now, verdict.used, epoch)
             if verdict.refused_by is None:
                 account.accept(flight, Reserve(verdict.second, *tokens), verdict.now)
             return verdict, account

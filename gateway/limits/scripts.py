@@ -94,11 +94,14 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What Redis says to news; ``epoch`` names the state it has, drawn when it was made."""
+    """What Redis says to news; ``epoch`` names the state it has, drawn when it was made.
+
+    ``used`` is in the order of ``LIMIT_NAMES``.
+    """
 
     is_applied: bool
     now: int
-    spent: int
+    used: tuple[int, ...]
     epoch: str
 
 
@@ -144,4 +147,5 @@ async def settle(
     lease = round(LEASE_SECONDS * 1000)
     args = (given, lease, news.sequence, *epochs, news.packed)
     answer: Sequence[Any] = await _SETTLE.run(client, (*keys.state, keys.seen), args)
-    return Settled(bool(answer[0]), answer[1], answer[2], answer[3].decode())
+    is_applied, now, *used, epoch = answer
+    return Settled(bool(is_applied), now, tuple(used), epoch.decode())

@@ -6,13 +6,21 @@
 --     charge      {second, requests, input, output}
 --     renewal     {id, second, input, output, and if the flight is not known: requests, input, output}
 --     settlement  {id, second, final requests, input, output, and if not known: the changes}
---   gives {is applied, now, spent, epoch}; not applied: the state is not the one the sender knows
+--   gives {is applied, now, requests, input, output, in flight, spent, epoch}; not applied: the
+--         state is not the one the sender knows
 local now = clock(ARGV[1])
 local lease, sequence, known = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local state = open(now, ARGV[5])
+
+local function answer(is_applied)
+  local used = state.used
+  local in_flight = redis.call('ZCARD', KEYS[2])
+  return {is_applied, now, used[1], used[2], used[3], in_flight, state.spent, state.epoch}
+end
+
 if known ~= '' and known ~= state.epoch then
   save(state)
-  return {0, now, state.spent, state.epoch}
+  return answer(0)
 end
 if sequence > (tonumber(redis.call('GET', KEYS[4])) or 0) then
   local news = cmsgpack.unpack(ARGV[6])
@@ -41,4 +49,4 @@ if sequence > (tonumber(redis.call('GET', KEYS[4])) or 0) then
 end
 reap(state, now)
 save(state)
-return {1, now, state.spent, state.epoch}
+return answer(1)

@@ -101,8 +101,8 @@ class Windows:
         """Let go what the window has left behind."""
         second = now // 1000
         gap = second - self.at
-        if -SPAN < gap < 0:
-            return  # The clock went back a little: time stands still.
+        if -SPAN < gap <= 0:
+            return  # If the clock went back a little, time stands still.
         if second // DAY != self.at // DAY:
             self.spent = 0
             self.expired.clear()

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import aiohttp
 import msgspec
+from aiohttp.abc import AbstractStreamWriter
 
 from ..fleet import headers as fleet
 
@@ -21,6 +22,20 @@ LOST_ERRORS = (aiohttp.ClientError, OSError, TimeoutError)
 
 class _KnownRequest(msgspec.Struct):
     known: bool = False
+
+
+class _Body(aiohttp.BytesPayload):
+    """A request's body; calls ``sent`` when there is a connection for it."""
+
+    def __init__(self, value: bytes, sent: Callable[[], None]) -> None:
+        super().__init__(value)
+        self._sent = sent
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        self._sent()
+        await super().write_with_length(writer, content_length)
 
 
 class Upstream:
@@ -39,15 +54,14 @@ class Upstream:
     ) -> aiohttp.ClientResponse:
         """Send a request; returns once the answer's head is here; raises LOST_ERRORS.
 
-        ``sent`` is called when the request's head is out. ``release`` the answer once it is
+        ``sent`` is called when the request goes out. ``release`` the answer once it is
         read, else ``close`` it, which ends the connection.
         """
         return await self._opened().post(
             url,
-            data=body,
+            data=_Body(body, sent),
             headers={**headers, **self._secret},
             allow_redirects=False,
-            trace_request_ctx=sent,
         )
 
     async def knows(self, url: str, request_id: str) -> bool:
@@ -85,20 +99,8 @@ class Upstream:
                 trust_env=False,
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
                 read_bufsize=READ_BUFFER_BYTES,
-                trace_configs=[_telling_sent()],
             )
         return self._session
-
-
-def _telling_sent() -> aiohttp.TraceConfig:
-    """Calls what ``trace_request_ctx`` holds once a request's head is out."""
-
-    async def on_sent(session: object, context: Any, params: object) -> None:
-        context.trace_request_ctx()
-
-    config = aiohttp.TraceConfig()
-    config.on_request_headers_sent.append(on_sent)
-    return config
 
 
 def retry_after(headers: Mapping[str, str]) -> int | None:

@@ -42,13 +42,13 @@ class CostPolicy:
     (Mitzenmacher, The Power of Two Choices, 2001), so that gateways with one view don't herd.
     """
 
-    recompute_penalty: float = 4.0
+    recompute_penalty: float = 3.0
     decode_seconds: float = 0.02
     adapter_weight: float = 2.0
     default_prefill_rate: float = 5_000.0
     default_host_seconds: float = 0.005
     default_cold_seconds: float = 0.5
-    absent_factor: float = 2.0
+    absent_factor: float = 1.25
     near_seconds: float = 0.002
 
     def choose(

@@ -100,7 +100,13 @@ async def test_a_mock_reads_requests_in_pieces_and_in_a_row(replica: upstream.Re
 
 def row(rate: float, share: float, added: float) -> dict[str, Any]:
     way = {"rate": rate, "machine_share": share, "gateway_cpu_ms": 1.0, "num_failed": 0}
-    return {"direct": way, "gateway": way, "added_p50_ms": added, "added_p99_ms": 4 * added}
+    return {
+        "direct": way,
+        "bare": way,
+        "gateway": way,
+        "added_p50_ms": added,
+        "added_p99_ms": 4 * added,
+    }
 
 
 STREAMS = {"num_held": 50, "growth_mb": 0.5, "num_failed": 0}
@@ -161,7 +167,10 @@ def test_a_tiny_run_writes_every_figure(tmp_path: Path) -> None:
     figures = json.loads(path.read_text())
     assert figures["streams"]["num_held"] == 10
     assert figures["distinct_prompts"]["num_prompts"] >= 50
-    assert [row["wanted_rate"] for row in figures["paced"]] == [20]
+    [row] = figures["paced"]
+    assert row["wanted_rate"] == 20
+    assert 0 < row["bare"]["bare_cpu_ms"]
+    assert {"bare_added_p50_ms", "bare_added_p99_ms"} <= row.keys()
     assert [
         goal["value"] for goal in figures["goals"] if goal["what"] == "requests that failed"
     ] == [0]

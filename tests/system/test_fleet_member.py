@@ -216,6 +216,7 @@ def test_redis_may_come_late_and_a_killed_replicas_lease_ages(models: Models) ->
         with serve(models.model, *flags(redis)) as server:
             replica = Replica(server, redis)
             assert replica.get("/state").json()["state"] == "ready"
+            wait_for(lambda: "is down" in server.output(), 10, server.output)
             redis.start()
             wait_for(lambda: replica.state() == "ready", 10, server.output)
             assert server.output().count("is down") == 1

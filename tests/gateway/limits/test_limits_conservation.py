@@ -28,6 +28,14 @@ LIMITS = Limits(
     max_in_flight=12,
     budget_tokens_per_day=100_000,
 )
+PLENTY = Limits(
+    requests_per_minute=10**6,
+    input_tokens_per_minute=10**7,
+    output_tokens_per_minute=10**7,
+    max_in_flight=10**4,
+    budget_tokens_per_day=10**9,
+)
+"""So far off that most requests are let through before Redis knows of them."""
 MAX_SECONDS = 55.0  # so that the window still holds everything at the end
 
 
@@ -61,6 +69,7 @@ class Road:
 @dataclass
 class Gateways:
     roads: list[Road]
+    limits: Limits = LIMITS
     now: float = NOON
     limiters: list[Limiter] = field(default_factory=list)
     flying: list[tuple[int, Admission]] = field(default_factory=list)
@@ -85,7 +94,7 @@ class Gateways:
         estimate = Estimate(num_input_tokens=7, num_output_tokens=40)
         try:
             admission = await self.limiters[index].admit(
-                Caller(tenant="acme"), Record(), estimate, "base"
+                Caller(tenant="acme"), Record(self.limits), estimate, "base"
             )
         except GatewayError:
             return
@@ -165,13 +174,16 @@ async def held(client: Redis) -> list[int]:
     return [*(int(value or 0) for value in values), await client.zcard(f"{tag}:flights")]
 
 
-@settings(max_examples=250, deadline=None)
+@pytest.mark.parametrize("limits", [LIMITS, PLENTY], ids=["near", "far"])
+@settings(max_examples=150, deadline=None)
 @given(history=steps)
-async def test_each_request_counts_once(server: RedisServer, history: list[Any]) -> None:
+async def test_each_request_counts_once(
+    server: RedisServer, limits: Limits, history: list[Any]
+) -> None:
     client = Redis.from_url(server.url, protocol=2)
     try:
         await client.flushall()
-        gateways = Gateways([Road(client), Road(client)])
+        gateways = Gateways([Road(client), Road(client)], limits)
         await play(gateways, client, history)
         await gateways.come_to_rest()
         requests, _, output, _, flights = await held(client)

@@ -52,7 +52,12 @@ class Twins:
             self.flights[flight] = Reserve(mine.second, *tokens)
         return mine, theirs
 
-    async def end(self, final: tuple[int, int, int]) -> int:
+    @property
+    def used(self) -> tuple[int, ...]:
+        windows = self.windows
+        return (*windows.used, len(windows.flights), windows.spent)
+
+    async def end(self, final: tuple[int, int, int]) -> tuple[int, ...]:
         flight, reserve = self.flights.popitem()
         self.windows.advance(self.now)
         self.windows.settle(flight, final)
@@ -61,7 +66,7 @@ class Twins:
         )
         return await self.tell(settlements=(settlement,))
 
-    async def renew(self) -> int:
+    async def renew(self) -> tuple[int, ...]:
         """Renews all that both still know."""
         self.windows.advance(self.now)
         held = self.windows.flights
@@ -76,14 +81,14 @@ class Twins:
             )
         )
 
-    async def tell(self, **news: object) -> int:
+    async def tell(self, **news: object) -> tuple[int, ...]:
         self.sequence += 1
         told = News(sequence=self.sequence, **news)  # type: ignore[arg-type]
         answer = await settle(self.client, KEYS, told, ("", "new"), now=self.now)
         again = await settle(self.client, KEYS, told, ("", "new"), now=self.now)
         self.windows.reap(self.now)
         assert answer == again, "the second time changes nothing"
-        return answer.spent
+        return answer.used
 
 
 counts = st.integers(0, 60)
@@ -128,9 +133,9 @@ async def test_same_history_same_verdicts(
             elif action == "wait":
                 twins.now += first
             elif action == "renew":
-                assert await twins.renew() == twins.windows.spent
+                assert await twins.renew() == twins.used
             elif twins.flights:
                 final = NOTHING if action == "refund" else (1, first, second)
-                assert await twins.end(final) == twins.windows.spent
+                assert await twins.end(final) == twins.used
     finally:
         await client.aclose()

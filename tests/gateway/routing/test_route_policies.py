@@ -30,10 +30,10 @@ def test_a_request_goes_where_its_prefix_is() -> None:
 
 
 def test_a_queue_longer_than_recomputing_outweighs_the_prefix() -> None:
-    """Hysteresis: 900 tokens saved are worth a queue of 5 x 900 tokens and no more."""
+    """Hysteresis: 900 tokens saved are worth a queue of 4 x 900 tokens and no more."""
     request = route(1000, {"b": 900})
-    before = fleet(view("a"), view("b", num_queued_prefill_tokens=4300))
-    behind = fleet(view("a"), view("b", num_queued_prefill_tokens=4700))
+    before = fleet(view("a"), view("b", num_queued_prefill_tokens=3400))
+    behind = fleet(view("a"), view("b", num_queued_prefill_tokens=3800))
     assert chosen(request, before).replica_id == "b"
     assert (chosen(request, behind).replica_id, chosen(request, behind).reason) == ("a", "load")
 
@@ -66,9 +66,9 @@ def test_an_unknown_speed_is_taken_for_the_typical_one() -> None:
     new = view("b", prefill_tokens_per_second=0.0)
     views = [view("a"), new, view("c", prefill_tokens_per_second=3000.0)]
     costs = CostPolicy().costs(route(1000), views)
-    assert costs[1].prefill == pytest.approx(5 * 1000 / 2000)
+    assert costs[1].prefill == pytest.approx(4 * 1000 / 2000)
     (alone,) = CostPolicy(default_prefill_rate=500.0).costs(route(1000), [new])
-    assert alone.prefill == pytest.approx(10)
+    assert alone.prefill == pytest.approx(8)
 
 
 def test_running_requests_cost_their_decodes() -> None:
