@@ -24,9 +24,9 @@ def named_in(path: str, heading: str) -> set[str]:
     return set(re.findall(r"`([a-z_]+)`", section))
 
 
-def test_serving_lists_every_parameter() -> None:
+def test_the_api_document_lists_every_parameter() -> None:
     honoured = {*ChatRequest.model_fields, *CompletionRequest.model_fields}
-    listed = named_in("docs/serving.md", "Parameters")
+    listed = named_in("docs/api.md", "Parameters")
     assert {*honoured, *ACCEPTED, *NEUTRAL} <= listed
 
 
@@ -67,13 +67,15 @@ def test_the_readme_has_the_flags_defaults() -> None:
     assert len(listed) > 20
 
 
-def test_serving_lists_every_limit_and_its_number() -> None:
-    rows = re.findall(
-        r"^\| `([a-z_]+)` \| ([0-9,]+) \|",
-        (ROOT / "docs/serving.md").read_text().split("## Limits\n")[1].split("\n## ")[0],
-        re.MULTILINE,
-    )
-    listed = {name: int(number.replace(",", "")) for name, number in rows}
+def test_the_api_document_lists_every_limit_and_its_number() -> None:
+    section = (ROOT / "docs/api.md").read_text().split("### Limits\n")[1].split("\n### ")[0]
+    rows = re.findall(r"^\| (`[a-z_`, ]+) \| ([0-9, ]+) \|", section, re.MULTILINE)
+    listed = {
+        name: int(number.replace(",", ""))
+        for names, numbers in rows
+        for name, number in zip(names.split(", "), numbers.split(", "), strict=True)
+    }
+    listed = {name.strip("`"): number for name, number in listed.items()}
     assert listed == {field.name: field.default for field in dataclasses.fields(Limits)}
 
 

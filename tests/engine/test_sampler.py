@@ -278,13 +278,13 @@ def test_a_mask_comes_first_and_what_can_only_end_need_not_wait() -> None:
     waits = [make_row(replace(GREEDY, min_tokens=9, logprobs=2)) for _ in range(4)]
     bits = np.zeros((3, -(-VOCAB_SIZE // 32)), np.int32)
     bits[:2, EOS // 32] = 1 << EOS % 32  # rows 0 and 1 may only end
-    bits[2, 0] = 1 << 7 | 1 << 9
+    bits[2, 0] = 1 << 7 | 1 << 11
     masks = TokenMasks(np.array([0, 1, 3]), bits, {}, frozenset({0}))
     sampled = Sampler().launch(logits.clone(), waits, masks).result()
     assert sampled.token_ids[0] == EOS
     assert list(sampled.errors) == [1]
     assert sampled.token_ids[2] == sample(logits[2:3], waits[:1])[0]
-    assert sampled.token_ids[3] == max((7, 9), key=lambda i: float(logits[3, i]))
+    assert sampled.token_ids[3] == max((7, 11), key=lambda i: float(logits[3, i]))
     assert sampled.logprobs[3] is not None
     assert sampled.logprobs[3].top_logprobs[0] > sampled.logprobs[3].logprob  # the model's own
 

@@ -1,7 +1,7 @@
 """What HTTP and text cost beside the engine: many chats streamed at once by a real server.
 
-    python benchmarks/http.py            SmolLM2, about two minutes on two cores
-    python benchmarks/http.py --tiny     a quick look on a small random model
+    python benchmarks/http_cost.py            SmolLM2, about two minutes on two cores
+    python benchmarks/http_cost.py --tiny     a quick look on a small random model
 
 ``branchline serve`` is two processes: one speaks HTTP, tokenizes, detokenizes and streams; the
 other computes. While --streams chats are answered at once, the CPU seconds of the first are set

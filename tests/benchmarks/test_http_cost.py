@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from branchline.benchmarks.cases import http_load, http_parts
 from branchline.benchmarks.cases.http_load import LoadPlan, Round
 from branchline.server.text.tokenizer import Tokenizer
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "http.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "http_cost.py"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}\n\n'
 
@@ -86,7 +85,10 @@ def test_every_part_is_measured(tmp_path: Path) -> None:
 
 def test_the_first_run_is_not_counted() -> None:
     calls: list[int] = []
-    slow_first: Callable[[], object] = lambda: calls.append(len(calls))
+
+    def slow_first() -> None:
+        calls.append(len(calls))
+
     assert http_parts.timed(slow_first, 5) < 1e5
     assert len(calls) == 6
 
