@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-Ids = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.int32]
+
+WORD = 32
+MAX_REMEMBERED = 1024
+"""Lists of ids; more than a step has rows, so that none is worked out at every step."""
+
+_remembered: OrderedDict[int, tuple[tuple[int, ...], int, Bits]] = OrderedDict()
+_lock = Lock()
 
 
 def pack_allowed(
     allowed: Mapping[int, Sequence[int]], vocab_size: int
-) -> tuple[()] | tuple[Ids, Ids]:
-    """Rows [R] and their allowed places (row, id) [2, A], ids outside the vocabulary left out.
-
-    () where no row is limited.
+) -> tuple[()] | tuple[Rows, Bits]:
+    """Rows [R] and the tokens they may choose [R, ceil(V / 32)], as ``ops.apply_token_mask`` takes
+    them; ids outside the vocabulary are left out. () where no row is limited.
     """
     if not allowed:
         return ()
-    places = [
-        (row, token_id)
-        for row, ids in allowed.items()
-        for token_id in sorted(set(ids))
-        if 0 <= token_id < vocab_size
-    ]
-    where = np.array(places, np.int64).reshape(-1, 2).T.copy()
-    return np.array(list(allowed), np.int64), where
+    bits = np.stack([_bits_of(ids, vocab_size) for ids in allowed.values()])
+    return np.fromiter(allowed, np.int64, len(allowed)), bits
 
 
-def allow_only(logits: Tensor, rows: Tensor, where: Tensor) -> None:
-    """Put -inf everywhere in ``rows`` of logits [N, V] but at ``where``; waits for no device."""
-    kept = logits[where[0], where[1]]
-    logits.index_fill_(0, rows, -math.inf)
-    logits.index_put_((where[0], where[1]), kept)
+def _bits_of(ids: Sequence[int], vocab_size: int) -> Bits:
+    """Remembered by the tuple itself, which a request has for all its steps: to look at thousands
+    of numbers for every row of a step takes too long."""
+    if not isinstance(ids, tuple):
+        return _pack(ids, vocab_size)
+    with _lock:
+        known = _remembered.get(id(ids))
+        if known is not None and known[0] is ids and known[1] == vocab_size:
+            _remembered.move_to_end(id(ids))
+            return known[2]
+    bits = _pack(ids, vocab_size)
+    with _lock:  # what is kept here keeps its identity to itself
+        _remembered[id(ids)] = ids, vocab_size, bits
+        while len(_remembered) > MAX_REMEMBERED:
+            _remembered.popitem(last=False)
+    return bits
+
+
+def _pack(ids: Sequence[int], vocab_size: int) -> Bits:
+    places = np.fromiter(ids, np.int64, len(ids))
+    is_allowed = np.zeros(-(-vocab_size // WORD) * WORD, np.bool_)
+    is_allowed[places[(places >= 0) & (places < vocab_size)]] = True
+    return np.packbits(is_allowed, bitorder="little").view("<i4")

@@ -15,7 +15,7 @@ from .batch import send_batch
 from .cache_report import report_cache
 from .cache_types import CacheEvent, CacheReport, PinReport, PrefixTarget
 from .errors import RequestError
-from .grammar.grammars import Grammars, refusal
+from .grammar.grammars import Grammars, overload, refusal
 from .pins import Pins
 from .pipeline import FinishedStep, StepPipeline
 from .plan import ScheduledChunk, StepPlan
@@ -87,6 +87,8 @@ class EngineLoop:
             self._check_token_ids("bad_words", word, adapter)
         if params.grammar is not None:
             self._scheduler.intake.check(request)
+            if self._grammars.is_full_for(request):
+                return [overload(request.request_id)]
             if not self._grammars.open(request):
                 return []  # it comes to the scheduler with its grammar
         return self._enter(request)

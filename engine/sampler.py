@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import ops
-from .allowed_ids import allow_only, pack_allowed
+from .allowed_ids import pack_allowed
 from .grammar.masks import TokenMasks, all_allowed
 from .logit_edits import RowEdits, pack_edits, row_edits
 from .logprob_report import read_report
@@ -115,7 +115,7 @@ class Sampler:
         if edits:
             ops.edit_logits(logits, *sent[: len(edits)])
         if allowed:
-            allow_only(logits, *sent[len(edits) :])
+            ops.apply_token_mask(logits, *sent[len(edits) :])
         top_ids, top_logits = ops.top_tokens(logits)
         chosen = _choose(logits, top_ids, (floats, integers), rows)
 

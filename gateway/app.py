@@ -14,7 +14,8 @@ Every answer has an ``x-request-id``: the client's own where it is fit for a log
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 from starlette.applications import Starlette
@@ -28,13 +29,13 @@ from .access_log import AccessLog
 from .admin_check import AdminCheck
 from .body import ClientLeft
 from .endpoints import ENDPOINTS
-from .error_shapes import error_answer
+from .error_shapes import error_answer, id_headers
 from .errors import GatewayError
 from .fleet.headers import REQUEST_ID
 from .fleet.http_server import request_id_of
 from .gate import Gate
 from .generate import GenerateDoor
-from .kept_api import KEPT_RESPONSES, KeptDoor
+from .kept_api import KEPT_ENDPOINT, KEPT_RESPONSES, KeptDoor
 from .metrics import GatewayMetrics
 from .models_api import ModelsDoor
 from .proxy.guard import ClientGone, UpstreamLost
@@ -75,16 +76,18 @@ class GatewayApp:
         headers = read_headers(scope["headers"])
         request_id = request_id_of((headers or {}).get(REQUEST_ID, ""))
         path, method = scope["path"], scope["method"]
+        tagged = _with_request_id(send, path, request_id)
         try:
             if headers is None:
                 raise GatewayError(400, "A header that may be there once is there twice.")
             if path in ENDPOINTS and method == "POST":
                 await self._generate(scope, headers, request_id, receive, send)
+            elif path.startswith(KEPT_RESPONSES):
+                await self._kept_response(scope, headers, request_id, receive, send)
             else:
-                send = _with_request_id(send, request_id)
-                await self._other(scope, headers, receive, send)
+                await self._other(scope, headers, receive, tagged)
         except GatewayError as error:
-            await error_answer(path, error)(scope, receive, send)
+            await error_answer(path, error, request_id)(scope, receive, tagged)
 
     async def _generate(
         self,
@@ -95,18 +98,43 @@ class GatewayApp:
         send: Send,
     ) -> None:
         trail = Trail(request_id=request_id, path=scope["path"])
+        work = partial(self._door.answer, trail, headers, receive, send)
+        await self._counted(trail, scope, receive, send, work)
+
+    async def _kept_response(
+        self,
+        scope: Scope,
+        headers: Mapping[str, str],
+        request_id: str,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        trail = Trail(request_id=request_id, path=KEPT_ENDPOINT)
+        target = (scope["method"], scope["path"], scope["query_string"])
+        work = partial(self._kept.answer, trail, target, headers, receive, send)
+        await self._counted(trail, scope, receive, send, work)
+
+    async def _counted(
+        self,
+        trail: Trail,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        work: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Do the work of a request inside the gate, and tell metrics and log what became of it."""
         try:
             with self._gate.enter():
                 self._metrics.in_flight.inc()
                 try:
-                    await self._door.answer(trail, headers, receive, send)
+                    await work()
                 finally:
                     self._metrics.in_flight.dec()
         except GatewayError as error:
             trail.status = error.status
             self._metrics.limited(error.code)
-            refused = error_answer(trail.path, error)
-            await refused(scope, receive, _with_request_id(send, request_id))
+            refused = error_answer(trail.path, error, trail.request_id)
+            await refused(scope, receive, _with_request_id(send, trail.path, trail.request_id))
         except (ClientGone, ClientLeft, UpstreamLost):
             await _cut(scope)
         finally:
@@ -128,11 +156,6 @@ class GatewayApp:
                 raise wrong_method(path, method, "GET")
             answer = await self._models.answer(headers, path.removeprefix("/v1/models")[1:])
             await answer(scope, receive, send)
-            return
-        if path.startswith(KEPT_RESPONSES):
-            with self._gate.enter():
-                answer = await self._kept.answer(method, path, scope["query_string"], headers)
-                await answer(scope, receive, send)
             return
         if path.startswith(_ADMIN):
             self._admin.check(headers)
@@ -191,10 +214,10 @@ async def _cut(scope: Scope) -> None:
         await asyncio.sleep(0)  # the server hears of it first
 
 
-def _with_request_id(send: Send, request_id: str) -> Send:
+def _with_request_id(send: Send, path: str, request_id: str) -> Send:
     async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            headers = [*message.get("headers", ()), *id_headers(path, request_id)]
             message = {**message, "headers": headers}
         await send(message)
 

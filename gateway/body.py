@@ -16,18 +16,14 @@ import msgspec
 
 from .config import ProxyLimits
 from .errors import GatewayError, bad_field
+from .fleet.nesting import too_many
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 256
 MAX_MESSAGES = 8192
-MAX_NESTED = 400_000
-"""Lists and objects in a large body, counted by their brackets: each takes far more room here."""
-
 MAX_HELD_BYTES = 1 << 30
-
-_LARGE_BYTES = 1 << 20
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 _Choices = Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)]
@@ -89,8 +85,8 @@ _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 
 def parse_body(body: bytes, decode: Decode = decode_plain) -> ModelRequest:
     """Raises GatewayError 400 that names the field; ``decode`` is an endpoint's own reading."""
-    if len(body) > _LARGE_BYTES and body.count(b"{") + body.count(b"[") > MAX_NESTED:
-        raise GatewayError(400, f"The body holds over {MAX_NESTED} lists and objects.")
+    if what := too_many(body):
+        raise GatewayError(400, f"The body holds {what}, the most here.")
     try:
         parsed = decode(body)
     except msgspec.ValidationError as error:

@@ -20,16 +20,24 @@ class _Numbered(msgspec.Struct):
 _NUMBERED = msgspec.json.Decoder(_Numbered)
 
 
-def error_value(path: str, error: GatewayError) -> dict[str, Any]:
-    """The body of an error at ``path``."""
+def error_value(path: str, error: GatewayError, request_id: str | None = None) -> dict[str, Any]:
+    """The body of an error at ``path``; None: of an event in a stream, whose head says the id."""
     if is_messages_path(path):
-        return messages_error(error.status, error.message)
+        return messages_error(error.status, error.message, request_id)
     return {"error": error.detail}
 
 
-def error_answer(path: str, error: GatewayError) -> Response:
-    """The whole answer."""
-    body = msgspec.json.encode(error_value(path, error))
+def id_headers(path: str, request_id: str) -> list[tuple[bytes, bytes]]:
+    """What every answer at ``path`` says of its request."""
+    names = [b"x-request-id"]
+    if is_messages_path(path):  # where Anthropic's clients look for it
+        names.append(b"request-id")
+    return [(name, request_id.encode()) for name in names]
+
+
+def error_answer(path: str, error: GatewayError, request_id: str) -> Response:
+    """The whole answer, but for ``id_headers``."""
+    body = msgspec.json.encode(error_value(path, error, request_id))
     return Response(body, error.status, error.headers, "application/json")
 
 

@@ -16,9 +16,8 @@ from .body import BodyBudget, ClientLeft, HeldBody, ModelRequest
 from .endpoints import ENDPOINTS
 from .errors import GatewayError
 from .fleet.identity import TENANT_NAME, TENANT_NAME_RULE
-from .fleet.kept_redis import RedisResponses
 from .jobs import JobMaker, Received
-from .kept_history import read_request
+from .kept_history import KeptHistory, read_request
 from .prefix_keys import request_text
 from .proxy.job import Job
 from .proxy.parts import ProxyParts
@@ -33,7 +32,7 @@ class FleetApi:
 
     proxy: ProxyParts
     jobs: JobMaker
-    kept: RedisResponses | None = None
+    kept: KeptHistory | None = None
 
     def routes(self) -> list[Route]:
         """Both."""

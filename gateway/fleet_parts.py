@@ -16,9 +16,8 @@ from .adapters.build import build_adapters
 from .adapters.directory import AdapterDirectory
 from .config import GatewayConfig
 from .fleet.connection import RedisLink
-from .fleet.kept_redis import RedisResponses
 from .fleet.redis_names import RedisNames
-from .kept_history import kept_responses
+from .kept_history import LINK_SECONDS, KeptHistory
 from .limits.build import build_limits
 from .limits.limiter import Limiter
 from .routing.router import Router, policy_named
@@ -32,6 +31,9 @@ from .view.build import Membership, build_view
 from .view.fleet_view import FleetView
 from .view.key_index import KeyIndex
 from .view.key_reader import HttpKeyFetch, KeyReader
+
+_CALL_SECONDS = 0.08
+"""How long a call of limits, view and store to Redis may take."""
 
 
 class StartError(Exception):
@@ -52,7 +54,7 @@ class FleetParts:
     store: Store
     tenants: TenantDirectory
     limiter: Limiter
-    kept: RedisResponses | None = None
+    kept: KeptHistory | None = None
     routes: tuple[BaseRoute, ...] = ()
     works: Works = field(default_factory=dict)
 
@@ -62,7 +64,7 @@ async def open_fleet_parts(
 ) -> FleetParts:
     """Connect; raises StartError. What is opened is closed by ``stack``, after the works."""
     names = RedisNames(config.fleet_name)
-    link = _open_link(config, stack)
+    link = _open_link(config, stack, _CALL_SECONDS)
     session = await stack.enter_async_context(_control_session(config))
     store = await _open_store(config, link, stack)
     index = KeyIndex()
@@ -90,7 +92,7 @@ async def open_fleet_parts(
         store=store,
         tenants=TenantDirectory(store, allow_anonymous=config.allow_anonymous),
         limiter=limiter,
-        kept=kept_responses(link, names, config.fleet_secret),
+        kept=_open_kept(config, names, stack),
         routes=(*tenant_routes(Tenants(store), usage), *adapter_routes(adapters.admin)),
         works={
             "view": view.run(),
@@ -101,15 +103,23 @@ async def open_fleet_parts(
     )
 
 
-def _open_link(config: GatewayConfig, stack: AsyncExitStack) -> RedisLink | None:
+def _open_link(config: GatewayConfig, stack: AsyncExitStack, timeout: float) -> RedisLink | None:
     if config.redis is None:
         return None
     try:
-        link = RedisLink.open(config.redis)
+        link = RedisLink.open(config.redis, timeout=timeout)
     except ValueError as error:
         raise StartError(f"--redis: {error}") from error
     stack.push_async_callback(link.close)
     return link
+
+
+def _open_kept(
+    config: GatewayConfig, names: RedisNames, stack: AsyncExitStack
+) -> KeptHistory | None:
+    """The fleet's kept responses; None without a Redis, where only replicas have them."""
+    link = _open_link(config, stack, LINK_SECONDS)
+    return None if link is None else KeptHistory(link, names, config.fleet_secret)
 
 
 def _control_session(config: GatewayConfig) -> aiohttp.ClientSession:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,19 +11,19 @@ from typing import TYPE_CHECKING
 
 from . import prepare
 from .account import Account
-from .body import BodyBudget, ClientLeft, HeldBody, ModelRequest
+from .body import BodyBudget, HeldBody, ModelRequest
 from .endpoints import endpoint_of
 from .errors import GatewayError
 from .fleet import headers as fleet
 from .fleet.identity import PROBE_TENANT
-from .fleet.messages_errors import is_messages_path
 from .fleet.tracing import Tracer
 from .jobs import JobMaker, Received
-from .kept_history import read_request
+from .kept_history import KeptHistory, read_request
 from .prefix_keys import request_text
 from .proxy.attempts import Attempts, NoReplica
 from .proxy.client_side import ClientSide, Receive, Send, watch_client
-from .proxy.guard import ClientGone, Guard, UpstreamLost
+from .proxy.exchange import exchange
+from .proxy.guard import ClientGone, Guard
 from .proxy.header_rules import encode_headers
 from .proxy.job import Job, Trail
 from .proxy.parts import ProxyParts
@@ -34,15 +33,11 @@ from .proxy.whole import relay_whole
 from .types import Caller, Estimate, Target, Usage
 
 if TYPE_CHECKING:
-    from .fleet.kept_redis import RedisResponses
     from .limits.limiter import Admission, Limiter
     from .tenants.directory import TenantDirectory
 
 PROBE = Caller(tenant=PROBE_TENANT)
 """Who sends the fleet's secret: a health check, on the base model, without limits."""
-CLIENT_LEFT_STATUS = 499
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +50,7 @@ class GenerateParts:
     jobs: JobMaker
     fleet_secret: str
     bodies: BodyBudget
-    kept: RedisResponses | None = None
+    kept: KeptHistory | None = None
     tracer: Tracer | None = None
 
 
@@ -228,34 +223,18 @@ class GenerateDoor:
         self, trail: Trail, headers: Mapping[str, str], receive: Receive, send: Send
     ) -> None:
         """Never raises but for a connection that has to be cut."""
-        proxy = self._parts.proxy
-        guard = Guard()
-        client = ClientSide(send, guard, trail, proxy.limits.client_timeout)
-        client.headers.append((b"x-request-id", trail.request_id.encode()))
-        if is_messages_path(trail.path):  # where Anthropic's clients look for it
-            client.headers.append((b"request-id", trail.request_id.encode()))
         trail.explain = prepare.asks_for_route(headers)
         if self._parts.tracer is not None:
             trail.span = self._parts.tracer.start(
                 "gateway.request", headers.get(fleet.TRACE_PARENT), {"endpoint": trail.path}
             )
-        proxy.watchdog.add(guard)
-        try:
+
+        async def work(guard: Guard, client: ClientSide) -> None:
             await Generation(self._parts, trail, headers, client).run(guard, receive)
-        except GatewayError as error:
-            await client.error(error)
-        except (ClientGone, ClientLeft):
-            trail.status, trail.outcome = trail.status or CLIENT_LEFT_STATUS, "client_left"
-            raise
-        except UpstreamLost:
-            trail.outcome = "interrupted"
-            raise
-        except Exception:
-            logger.exception("request %s failed", trail.request_id)
-            message = "The gateway failed on this request; its log says why."
-            await client.error(GatewayError(500, message, code="internal_error"))
+
+        try:
+            await exchange(self._parts.proxy, trail, send, work)
         finally:
-            proxy.watchdog.remove(guard)
             _end_span(trail)
 
 

@@ -6,6 +6,7 @@ that says 404 is not the last word.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 from collections.abc import Mapping
@@ -13,22 +14,31 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import aiohttp
-from starlette.responses import Response
 
 from .errors import GatewayError
-from .fleet import headers as fleet
+from .estimates import NO_TOKENS
 from .prepare import caller_headers
-from .proxy.header_rules import to_client, to_replica
+from .proxy.client_side import ClientSide, Receive, Send, watch_client
+from .proxy.exchange import exchange
+from .proxy.guard import ClientGone, Guard, UpstreamLost
+from .proxy.header_rules import encode_headers, to_client, to_replica
+from .proxy.job import Trail
 from .proxy.parts import ProxyParts
 from .proxy.upstream import LOST_ERRORS
-from .types import Caller, ReplicaView
+from .types import Caller, ReplicaView, Usage
 
 if TYPE_CHECKING:
+    from .limits.limiter import Admission, Limiter
     from .tenants.directory import TenantDirectory
 
 KEPT_RESPONSES = "/v1/responses/"
+KEPT_ENDPOINT = f"{KEPT_RESPONSES}ID"
+"""Stands for them all in logs and metrics."""
 TIMEOUT_SECONDS = 15.0
+"""How long a replica may take for the first byte, and for each piece after it."""
 MAX_QUERY_BYTES = 2048
+MAX_BUFFERED_BYTES = 1 << 16
+"""What is longer goes out as it comes, and can't be asked for again elsewhere."""
 
 _PATH = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}(?P<part>|/input_items|/cancel)")
 _METHODS = {"": ("GET", "DELETE"), "/input_items": ("GET",), "/cancel": ("POST",)}
@@ -37,46 +47,96 @@ _METHODS = {"": ("GET", "DELETE"), "/input_items": ("GET",), "/cancel": ("POST",
 class KeptDoor:
     """Asks replicas in turn, as the caller's tenant."""
 
-    def __init__(self, tenants: TenantDirectory, proxy: ProxyParts, secret: str) -> None:
-        self._tenants, self._proxy, self._secret = tenants, proxy, secret
+    def __init__(self, tenants: TenantDirectory, limiter: Limiter, proxy: ProxyParts) -> None:
+        self._tenants, self._limiter, self._proxy = tenants, limiter, proxy
 
     async def answer(
-        self, method: str, path: str, query: bytes, headers: Mapping[str, str]
-    ) -> Response:
-        """Raises GatewayError 401, 404, 405, 503."""
-        caller = await self._tenants.identify(headers)
-        found = _PATH.fullmatch(path)
-        if found is None:
-            raise GatewayError(404, "There is nothing at this path.", code="not_found")
-        allowed = _METHODS[found["part"]]
-        if method not in allowed:
-            raise GatewayError(
-                405,
-                f"This does not take {method}; allowed: {', '.join(allowed)}.",
-                code="method_not_allowed",
-                headers={"allow": ", ".join(allowed)},
-            )
-        if len(query) > MAX_QUERY_BYTES:
-            raise GatewayError(400, f"The query is longer than {MAX_QUERY_BYTES} bytes.")
-        text = quote(query.decode("latin-1"), safe="=&%+,[]_-.~*")
-        return await self._ask_all(caller, method, f"{path}?{text}" if text else path, headers)
+        self,
+        trail: Trail,
+        target: tuple[str, str, bytes],
+        headers: Mapping[str, str],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Answer a ``target``: method, path and query; raises as ``exchange``."""
 
-    async def _ask_all(
-        self, caller: Caller, method: str, path: str, headers: Mapping[str, str]
-    ) -> Response:
+        async def work(guard: Guard, client: ClientSide) -> None:
+            watching = asyncio.create_task(watch_client(receive, guard))
+            try:
+                await self._serve(trail, target, headers, guard, client)
+            except asyncio.CancelledError:
+                if guard.takes_back():
+                    raise ClientGone("the client left") from None
+                raise
+            finally:
+                watching.cancel()
+
+        await exchange(self._proxy, trail, send, work)
+
+    async def _serve(
+        self,
+        trail: Trail,
+        target: tuple[str, str, bytes],
+        headers: Mapping[str, str],
+        guard: Guard,
+        client: ClientSide,
+    ) -> None:
+        """Raises GatewayError 400, 401, 404, 405, 429, 503."""
+        caller = await self._tenants.identify(headers)
+        trail.tenant, trail.tenant_is_known = caller.tenant, True
+        method, url_path = _checked(*target)
+        admission = await self._admit(caller)
+        client.headers += encode_headers(admission.headers)
+        try:
+            sent = {**to_replica(headers), **caller_headers(caller)}
+            await _Asking(self._proxy, guard, client, method, url_path, sent).run()
+        finally:
+            is_done = 0 < trail.status < 500
+            no_tokens = Usage(num_input_tokens=0, num_output_tokens=0)
+            admission.settle(no_tokens if is_done else None)
+
+    async def _admit(self, caller: Caller) -> Admission:
+        """As a request that takes no tokens."""
+        record = self._tenants.record(caller.tenant)
+        try:
+            return await self._limiter.admit(caller, record, NO_TOKENS, "base")
+        except GatewayError as error:
+            self._proxy.metrics.limited(error.code)
+            raise
+
+
+class _Asking:
+    """One request on its way from replica to replica."""
+
+    def __init__(
+        self,
+        proxy: ProxyParts,
+        guard: Guard,
+        client: ClientSide,
+        method: str,
+        url_path: str,
+        headers: Mapping[str, str],
+    ) -> None:
+        self._proxy, self._guard, self._client = proxy, guard, client
+        self._method, self._url_path, self._headers = method, url_path, headers
+        self._unknown: aiohttp.ClientResponse | None = None
+        self._unknown_body = b""
+
+    async def run(self) -> None:
+        """Pass on what the first one says that knows it; raises GatewayError, UpstreamLost."""
         up = [replica for replica in self._proxy.view.snapshot().replicas if replica.is_up]
         random.shuffle(up)
-        last: Response | None = None
         for replica in up:
-            told = await self._ask(replica, caller, method, path, headers)
-            if told is None:
-                continue
-            if told.status_code != 404 and told.status_code < 500:
-                return told
-            if last is None or told.status_code == 404:
-                last = told
-        if last is not None and last.status_code == 404:
-            return last
+            try:
+                if await self._ask(replica):
+                    return
+            except UpstreamLost:
+                if self._client.has_started:
+                    raise
+        if self._unknown is not None:
+            headers = to_client(self._unknown.headers)
+            await self._client.whole(404, headers, self._unknown_body)
+            return
         raise GatewayError(
             503,
             "No replica can answer this now.",
@@ -84,36 +144,63 @@ class KeptDoor:
             headers={"retry-after": "1"},
         )
 
-    async def _ask(
-        self,
-        replica: ReplicaView,
-        caller: Caller,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-    ) -> Response | None:
-        """What one replica says; None where it can't be reached or says too much."""
-        sent = {
-            **to_replica(headers),
-            **caller_headers(caller),
-            fleet.FLEET_SECRET: self._secret,
-        }
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-        limit = self._proxy.limits.max_body_bytes
+    async def _ask(self, replica: ReplicaView) -> bool:
+        """Whether this one has the last word; raises UpstreamLost, ClientGone."""
+        url = f"{replica.report.url}{self._url_path}"
+        asking = self._proxy.upstream.ask(self._method, url, self._headers)
         try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session,
-                session.request(
-                    method, f"{replica.report.url}{path}", headers=sent, allow_redirects=False
-                ) as response,
-            ):
-                body = await response.content.read(limit + 1)
-                while len(body) <= limit and (more := await response.content.read(limit)):
-                    body += more
-        except LOST_ERRORS:
-            return None
-        if len(body) > limit or response.status in (401, 403):
-            return None
-        answer = Response(body, response.status)
-        answer.raw_headers += to_client(response.headers)
-        return answer
+            response = await self._guard.read(asking, TIMEOUT_SECONDS)
+        except LOST_ERRORS as error:
+            raise UpstreamLost(type(error).__name__) from error
+        try:
+            if response.status >= 500 or response.status in (401, 403):
+                return False
+            return await self._pass_on(response)
+        finally:
+            response.release()
+
+    async def _pass_on(self, response: aiohttp.ClientResponse) -> bool:
+        first = b""
+        while more := await self._read(response):
+            first += more
+            if len(first) > MAX_BUFFERED_BYTES:
+                break
+        if response.status == 404:
+            self._unknown, self._unknown_body = response, first
+            return False
+        headers = to_client(response.headers)
+        if not more:
+            await self._client.whole(response.status, headers, first)
+            return True
+        await self._client.start(response.status, headers)
+        await self._client.write(first)
+        while more := await self._read(response):
+            await self._client.write(more)
+        await self._client.write(b"", more=False)
+        return True
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The next piece, none at the end."""
+        try:
+            return await self._guard.read(response.content.readany(), TIMEOUT_SECONDS)
+        except LOST_ERRORS as error:
+            raise UpstreamLost(type(error).__name__) from error
+
+
+def _checked(method: str, path: str, query: bytes) -> tuple[str, str]:
+    """Method, and path with query, as replicas get them; raises GatewayError 400, 404, 405."""
+    found = _PATH.fullmatch(path)
+    if found is None:
+        raise GatewayError(404, "There is nothing at this path.", code="not_found")
+    allowed = _METHODS[found["part"]]
+    if method not in allowed:
+        raise GatewayError(
+            405,
+            f"This does not take {method}; allowed: {', '.join(allowed)}.",
+            code="method_not_allowed",
+            headers={"allow": ", ".join(allowed)},
+        )
+    if len(query) > MAX_QUERY_BYTES:
+        raise GatewayError(400, f"The query is longer than {MAX_QUERY_BYTES} bytes.")
+    text = quote(query.decode("latin-1"), safe="=&%+,[]_-.~*")
+    return method, f"{path}?{text}" if text else path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 from redis.exceptions import RedisError
 
@@ -11,23 +13,38 @@ from .fleet.connection import RedisDown, RedisLink
 from .fleet.identity import digest_key
 from .fleet.kept_limits import KeptLimits
 from .fleet.kept_redis import RedisResponses
-from .fleet.kept_responses import Sealer
+from .fleet.kept_responses import KeptResponse, Sealer
 from .fleet.redis_names import RedisNames
 
 ANY_AGE_SECONDS = 10.0**9
 """How long responses are kept is the replicas' business."""
+LINK_SECONDS = 1.0
+"""How long one call to Redis may take; a response is megabytes at the most."""
+MAX_FINDS = 4
+"""Responses that are fetched and unpacked at a time, of tens of megabytes each."""
+WAIT_SECONDS = 2.0
+"""How long a request waits for what was said before it, its turn included."""
 
 
-def kept_responses(link: RedisLink | None, names: RedisNames, secret: str) -> RedisResponses | None:
-    """The fleet's kept responses; None without a Redis, where only replicas have them."""
-    if link is None:
-        return None
-    limits = KeptLimits(ttl=ANY_AGE_SECONDS)
-    return RedisResponses(link, names, Sealer(digest_key(secret)), limits)
+class KeptHistory:
+    """Finds the fleet's kept responses, few at once and none for long.
+
+    ``link`` is of its own: what is slow for large values must not stop limits, view and store.
+    """
+
+    def __init__(self, link: RedisLink, names: RedisNames, secret: str) -> None:
+        limits = KeptLimits(ttl=ANY_AGE_SECONDS)
+        self._responses = RedisResponses(link, names, Sealer(digest_key(secret)), limits)
+        self._turns = asyncio.Semaphore(MAX_FINDS)
+
+    async def find(self, tenant: str, response_id: str) -> KeptResponse | None:
+        """A tenant's response; raises what ``RedisLink.run`` does, TimeoutError after a while."""
+        async with asyncio.timeout(WAIT_SECONDS), self._turns:
+            return await self._responses.find(tenant, response_id)
 
 
 async def read_request(
-    path: str, body: bytes, tenant: str, kept: RedisResponses | None
+    path: str, body: bytes, tenant: str, kept: KeptHistory | None
 ) -> ModelRequest:
     """What routing and limits need of a body; raises GatewayError 400.
 
@@ -39,7 +56,7 @@ async def read_request(
         return request
     try:
         before = await kept.find(tenant, request.previous_response_id)
-    except (RedisDown, RedisError):
+    except (RedisDown, RedisError, TimeoutError):
         return request
     if before is None:
         return request

@@ -82,7 +82,7 @@ def assemble(
         gate=gate,
         door=GenerateDoor(generate),
         models=ModelsDoor(fleet.tenants, fleet.adapters, fleet.view),
-        kept=KeptDoor(fleet.tenants, proxy, config.fleet_secret),
+        kept=KeptDoor(fleet.tenants, fleet.limiter, proxy),
         admin=admin,
         metrics=metrics,
         access_log=access_log,

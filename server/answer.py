@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from msgspec import Struct
@@ -22,7 +23,8 @@ from .openai import SamplingFields
 from .output.thought_tokens import ThinkingIds, ThoughtTally
 from .prompt import Prompt
 from .sampling_rules import beam_terms
-from .wire import Usage, make_usage
+from .shaping import num_entries, shaped
+from .wire import Usage, encode_in_parts, make_usage
 
 
 @dataclass(slots=True)
@@ -118,7 +120,8 @@ class Tally:
 
     def add(self, item: ChoiceDelta) -> None:
         """Count one delta."""
-        self._num_tokens += len(item.delta.token_ids)
+        num_tokens = len(item.delta.token_ids)
+        self._num_tokens += num_tokens if item.num_counted is None else item.num_counted
         self._thoughts.add(item.choice.index, item.delta.token_ids)
         choice, num_cached = item.choice, item.delta.num_cached_tokens
         if choice.index not in self._begun:  # it comes with a choice's first token
@@ -164,8 +167,8 @@ class Writer(Protocol):
         """The event that says in a stream why it ends early."""
 
 
-async def collect(deltas: AsyncGenerator[ChoiceDelta], writer: Writer) -> Struct:
-    """The whole answer, once every choice has ended."""
+async def collect(deltas: AsyncGenerator[ChoiceDelta], writer: Writer) -> bytes:
+    """The whole answer as JSON, once every choice has ended."""
     texts = [ChoiceText() for _ in writer.answer.choices]
     tally = Tally(writer.answer)
     async with aclosing(deltas):
@@ -174,7 +177,9 @@ async def collect(deltas: AsyncGenerator[ChoiceDelta], writer: Writer) -> Struct
             _append(texts[item.choice.index], item)
     if writer.answer.settle is not None:
         await writer.answer.settle(texts, tally.usage())
-    return writer.whole(texts, tally.usage())
+    scores = sum(num_entries(text.prompt_logprobs) for text in texts) * len(texts)
+    size = scores + sum(num_entries(text.logprobs) for text in texts)
+    return await shaped(lambda: encode_in_parts(writer.whole(texts, tally.usage())), size)
 
 
 async def stream(
@@ -192,7 +197,9 @@ async def stream(
     async with aclosing(deltas):
         async for item in deltas:
             tally.add(item)
-            events = writer.chunk(item, tally.usage() if continuous else None)
+            usage = tally.usage() if continuous else None
+            chunk = partial(writer.chunk, item, usage)
+            events = await shaped(chunk, num_entries(item.delta.prompt_logprobs))
             if state is not None:
                 events = state.with_choice(
                     events, item.choice.index, item.delta, tally.num_cached_tokens

@@ -13,10 +13,11 @@ from ..engine.types import TokenLogprobs, TokenOutput
 from .access import Tenant
 from .answer import Answer
 from .beam import Beam, BeamSearch, BeamTerms, as_output, step_request
-from .errors import internal_error
+from .errors import bad_field, internal_error
 from .generation import ChoiceDelta, ChoiceRequest, raise_for
 from .metrics import ChoiceTimer
 from .services import Services
+from .shaping import shaped
 
 T = TypeVar("T")
 
@@ -67,20 +68,27 @@ class _PromptSearch:
         """Search, and give the best beams to the choices."""
         info, generation = self._services.supervisor.info, self._generation
         room = info.max_model_len - len(generation.prompt_token_ids)
-        search = BeamSearch(self._terms, generation.params, info.eos_token_ids, room)
+        search = BeamSearch(
+            self._terms, generation.params, info.eos_token_ids, room, info.vocab_size
+        )
         metrics = self._services.metrics
         with metrics.time_choice(self._model.name, generation, arrival) as timer:
             while not search.done:
-                search.advance(await _all([self._step(beam, timer) for beam in search.live]))
+                steps = [self._step(beam, search.num_logprobs, timer) for beam in search.live]
+                search.advance(await _all(steps))
             beams = search.best(len(self._choices))
             if len(beams) < len(self._choices):
-                raise internal_error("The search came to fewer answers than were asked for.")
+                raise bad_field("n", f"is over {len(beams)}, all the answers that there are")
             timer.finish(beams[0].finish_reason or "stop")
-        return [self._delta(*pair) for pair in zip(self._choices, beams, strict=True)]
+        # All that was computed counts, with the first choice, and never less than is shown.
+        num_shown = sum(len(beam.token_ids) for beam in beams)
+        num_counted = max(search.num_computed, num_shown)
+        deltas = await shaped(lambda: list(map(self._delta, self._choices, beams)), num_shown)
+        return [replace(one, num_counted=num_counted if one is deltas[0] else 0) for one in deltas]
 
-    async def _step(self, beam: Beam, timer: ChoiceTimer) -> TokenLogprobs:
+    async def _step(self, beam: Beam, num_logprobs: int, timer: ChoiceTimer) -> TokenLogprobs:
         """What may come behind a beam."""
-        request = step_request(self._generation, beam, self._terms)
+        request = step_request(self._generation, beam, num_logprobs)
         async with (
             self._seats,
             aclosing(self._services.supervisor.generate(request)) as outputs,

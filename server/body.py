@@ -10,9 +10,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
+from ..gateway.fleet.nesting import too_many
 from .config import Limits
 from .errors import ApiError, bad_field
 from .openai import Body
+
+MAX_FAULTS = 4096
+"""Of more none is told: pydantic makes a table of each. ``body_lists`` ends at the first."""
 
 BodyT = TypeVar("BodyT", bound=Body)
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -48,8 +52,6 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 def parse_body(model: type[BodyT], body: bytes) -> BodyT:
     """Parse and check a body of the OpenAI API; raises ApiError 400 for the first fault."""
-    if model.max_objects is not None and body.count(b"{") > model.max_objects:
-        raise ApiError(f"The body holds more than {model.max_objects} objects, the most here.")
     parsed = parse_json(model, body)
     for name, value in (parsed.model_extra or {}).items():
         _check_extra(model, name, value)
@@ -58,11 +60,12 @@ def parse_body(model: type[BodyT], body: bytes) -> BodyT:
 
 def parse_json(model: type[ModelT], body: bytes) -> ModelT:
     """Parse and check any body; raises ApiError 400 for the first fault."""
+    if what := too_many(body):
+        raise ApiError(f"The body holds {what}, the most here.")
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False)
-        raise _from_details(details) from None
+        raise _first_fault(error) from None
 
 
 def check_value(model: type[ModelT], value: object) -> ModelT:
@@ -70,8 +73,7 @@ def check_value(model: type[ModelT], value: object) -> ModelT:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False)
-        raise _from_details(details) from None
+        raise _first_fault(error) from None
 
 
 def _check_extra(model: type[Body], name: str, value: object) -> None:
@@ -86,6 +88,14 @@ def _check_extra(model: type[Body], name: str, value: object) -> None:
     if not any(value == choice and type(value) is type(choice) for choice in allowed):
         can_be = ", ".join(["null", *map(repr, allowed)])
         raise bad_field(name, f"is not supported; it may be {can_be}", code="unsupported_parameter")
+
+
+def _first_fault(error: ValidationError) -> ApiError:
+    if error.error_count() > MAX_FAULTS:
+        return ApiError(f"The body has {error.error_count()} faults, such as unknown fields.")
+    return _from_details(
+        error.errors(include_url=False, include_context=False, include_input=False)
+    )
 
 
 def _from_details(details: list[ErrorDetails]) -> ApiError:

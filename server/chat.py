@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..engine.types import SamplingParams
+from ..engine.types import Grammar, SamplingParams
 from .access import Tenant
 from .answer import Answer
 from .catalog import ServedModel
@@ -16,8 +16,11 @@ from .output.parts import OutputParser
 from .output_plan import OutputPlan
 from .prompt_cut import echoed, truncated
 from .sampling import fit_max_tokens, sampling_params, with_seed
+from .sampling_rules import check_prompt_scores
 from .services import Services
+from .structured.read import read_grammar
 from .text.tokenizer import Tokenizer
+from .tool_choice import ToolTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,9 @@ async def open_chat_answer(
     plan = services.outputs.plan(
         body, terms, services.prompts.template_of(model), tokenizer, prompt.text
     )
-    wanted = services.outputs.grammar(body, terms, plan)
-    params = replace(params, grammar=await services.grammars.checked(wanted))
+    params = replace(params, grammar=await _grammar(services, body, terms, plan, tenant.name))
     prompt = truncated(prompt, body, params.max_tokens, services.sampling.max_model_len)
+    check_prompt_scores(body, [len(prompt.token_ids)], 1, services.sampling.limits)
     params = _fitted(services, params, len(prompt.token_ids), clips_max_tokens)
     choices = expand_choices([(prompt.token_ids, params)], model.digest, Terms.of(body, tenant))
     choices = [replace(choice, shown_token_ids=plan.shown_token_ids) for choice in choices]
@@ -72,6 +75,14 @@ async def open_chat_answer(
     answer = Answer.open(kind, body, model, [prompt], choices)
     answer = replace(answer, reading=plan.key, thinking=plan.thinking)
     return ChatAnswer(answer, tokenizer, plan)
+
+
+async def _grammar(
+    services: Services, body: ChatRequest, terms: ToolTerms, plan: OutputPlan, tenant: str
+) -> Grammar | None:
+    given = read_grammar(body, services.sampling.limits)
+    given = await services.grammars.in_own_dialect(given, tenant)
+    return await services.grammars.checked(services.outputs.grammar(given, terms, plan), tenant)
 
 
 def _fitted(

@@ -89,7 +89,8 @@ def template_chat(body: ChatRequest, template: str) -> TemplateChat:
     tools = [tool.model_dump(exclude_none=True) for tool in offered_tools(body)]
     names = {c.id: c.function.name for m in body.messages for c in m.tool_calls or ()}
     if knows_tools(template):
-        turns = [_turn(message, names, template) for message in body.messages]
+        dialect = _Dialect.of(template)
+        turns = [_turn(message, names, dialect) for message in body.messages]
         return TemplateChat(turns, variables | ({"tools": tools} if tools else {}))
     turns = _in_words(body.messages)
     if tools:
@@ -126,26 +127,42 @@ def to_template(message: ChatMessage) -> Message:
     return turn
 
 
-def _turn(message: ChatMessage, names: Mapping[str, str], template: str) -> Message:
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    """How a template takes calls: their arguments as text or objects, their ids short or any."""
+
+    arguments_as_text: bool
+    short_ids: bool
+
+    @classmethod
+    def of(cls, template: str) -> _Dialect:
+        """Searched for once a request, which may have thousands of calls."""
+        return cls(
+            arguments_as_text=_ARGUMENTS_AS_TEXT.search(template) is not None,
+            short_ids=_SHORT_IDS.search(template) is not None,
+        )
+
+
+def _turn(message: ChatMessage, names: Mapping[str, str], dialect: _Dialect) -> Message:
     """A turn for a template that knows tools."""
     turn = to_template(message)
     thoughts = message.reasoning_content or message.reasoning
     if thoughts:
         turn["reasoning_content"] = thoughts
     if message.tool_calls:
-        turn["tool_calls"] = [_call(call, template) for call in message.tool_calls]
+        turn["tool_calls"] = [_call(call, dialect) for call in message.tool_calls]
     if message.tool_call_id is not None:
-        turn["tool_call_id"] = _id(message.tool_call_id, template)
+        turn["tool_call_id"] = _id(message.tool_call_id, dialect)
         if name := names.get(message.tool_call_id):
             turn.setdefault("name", name)
     return turn
 
 
-def _call(call: ToolCall, template: str) -> dict[str, Any]:
+def _call(call: ToolCall, dialect: _Dialect) -> dict[str, Any]:
     text = call.function.arguments
-    arguments: object = text if _ARGUMENTS_AS_TEXT.search(template) else _read(text)
+    arguments: object = text if dialect.arguments_as_text else _read(text)
     function = {"name": call.function.name, "arguments": arguments}
-    return {"id": _id(call.id, template), "type": "function", "function": function}
+    return {"id": _id(call.id, dialect), "type": "function", "function": function}
 
 
 def _read(arguments: str) -> object:
@@ -157,9 +174,9 @@ def _read(arguments: str) -> object:
     return value if isinstance(value, dict) else arguments
 
 
-def _id(call_id: str, template: str) -> str:
+def _id(call_id: str, dialect: _Dialect) -> str:
     """The id; of nine letters for Mistral's templates, which take no other."""
-    if not _SHORT_IDS.search(template) or (len(call_id) == 9 and call_id.isalnum()):
+    if not dialect.short_ids or (len(call_id) == 9 and call_id.isalnum()):
         return call_id
     return hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:9]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from ..engine.types import TokenLogprobs
 from ..gateway.fleet.resume import ResumedChoice
@@ -72,13 +72,17 @@ class CompletionWriter:
             for index, choice in reversed(list(enumerate(choices)))
             if choice.prompt_logprobs is not None
         }
-        return self._completion(
-            [
-                self._choice(place, index, choices[index], scored.get(self._prompt_index(index)))
-                for place, index in enumerate(shown)
-            ],
-            usage,
-        )
+        own = {
+            prompt_index: prompt_logprobs(self._tokenizer, positions, self._body.prompt_logprobs)
+            for prompt_index, positions in scored.items()
+        }
+        shaped = []
+        for place, index in enumerate(shown):
+            prompt_index = self._prompt_index(index)
+            choice = self._choice(place, index, choices[index], scored.get(prompt_index))
+            scores = own.get(prompt_index, UNSET)
+            shaped.append(structs.replace(choice, prompt_logprobs=scores))
+        return self._completion(shaped, usage)
 
     def _choice(
         self, place: int, index: int, choice: ChoiceText, scored: Positions | None
@@ -91,7 +95,6 @@ class CompletionWriter:
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if self.answer.return_token_ids else UNSET,
             prompt_token_ids=self._prompt_token_ids(index),
-            prompt_logprobs=prompt_logprobs(self._tokenizer, scored, self._body.prompt_logprobs),
         )
 
     def chunk(self, item: ChoiceDelta, usage: Usage | None) -> bytes:

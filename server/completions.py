@@ -16,6 +16,7 @@ from .openai import CompletionRequest
 from .prompt import Prompt
 from .prompt_cut import truncated
 from .sampling import COMPLETION_MAX_TOKENS, fit_max_tokens, sampling_params, with_seed
+from .sampling_rules import check_prompt_scores
 from .services import Services
 from .structured.open import with_grammar
 
@@ -25,7 +26,7 @@ async def open_completion(
 ) -> CompletionWriter:
     """Check a text completion and lay out its choices; raises ApiError for what is refused."""
     params = _with_best_of(sampling_params(body, services.sampling.of(model)), body)
-    params = await with_grammar(params, body, services)
+    params = await with_grammar(params, body, services, tenant)
     prompts = await services.prompts.completion(
         body.prompt, body.add_special_tokens is not False, model
     )
@@ -38,6 +39,8 @@ async def open_completion(
         )
     max_model_len = services.sampling.max_model_len
     prompts = [truncated(prompt, body, params.max_tokens, max_model_len) for prompt in prompts]
+    num_tokens = [len(prompt.token_ids) for prompt in prompts]
+    check_prompt_scores(body, num_tokens, body.n or 1, limits)
     pairs = [_fitted(services, params, prompt) for prompt in prompts]
     choices = expand_choices(
         pairs, model.digest, Terms.of(body, tenant), each_scores_prompt=bool(body.stream)

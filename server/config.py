@@ -51,6 +51,7 @@ class Limits:
     max_prompts: int = 256
     max_sequences: int = 512
     max_logprobs: int = 20
+    max_prompt_logprobs_entries: int = 300_000
     max_stop: int = 16
     max_stop_characters: int = 1024
     max_stop_token_ids: int = 256

@@ -26,7 +26,6 @@ from .openai import ModelBody
 from .request_key import request_key
 from .services import Services
 from .stream import CLIENT_LEFT_STATUS, ClientLeft, while_connected
-from .wire import encode
 
 BodyT = TypeVar("BodyT", bound=ModelBody)
 Open = Callable[[Services, BodyT, ServedModel, Tenant], Awaitable[Writer]]
@@ -138,4 +137,4 @@ def _in_words_of(body_type: type[ModelBody], error: ApiError) -> ApiError:
 async def _whole(request: Request, services: Services, writer: Writer, arrival: float) -> Response:
     deltas = deltas_of(services, writer.answer, arrival)
     whole = await while_connected(request, collect(deltas, writer))
-    return Response(encode(whole), media_type="application/json")
+    return Response(whole, media_type="application/json")

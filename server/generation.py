@@ -59,10 +59,11 @@ class ChoiceRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """What arrived for one choice."""
+    """What arrived for one choice; ``num_counted`` tokens are in the usage, None: the delta's."""
 
     choice: ChoiceRequest
     delta: TextDelta
+    num_counted: int | None = None
 
 
 def expand_choices(

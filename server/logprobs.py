@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from ..engine.types import TokenLogprobs
 from .text.detokenizer import TextStream
@@ -16,10 +17,14 @@ from .wire import (
     PromptLogprob,
     PromptLogprobs,
     TopLogprob,
+    encode,
 )
 
 # JSON has no infinities; a token that can't be chosen gets what OpenAI gives it.
 LEAST_LOGPROB = -9999.0
+
+POSITIONS_AT_ONCE = 64
+"""Prompt positions that are objects at one time, before they are JSON."""
 
 
 def chat_logprobs(
@@ -67,7 +72,15 @@ def prompt_logprobs(
     """vLLM's shape: the ``num_top`` likeliest at each position, and the prompt's own token."""
     if positions is None or num_top is None:
         return UNSET
-    return [None if one is None else _prompt_position(tokenizer, one, num_top) for one in positions]
+    pieces = []
+    for start in range(0, len(positions), POSITIONS_AT_ONCE):
+        piece: PromptLogprobs = [
+            None if one is None else _prompt_position(tokenizer, one, num_top)
+            for one in positions[start : start + POSITIONS_AT_ONCE]
+        ]
+        pieces.append(encode(piece)[1:-1])
+    # Written out already: as objects they take several times the room.
+    return cast("PromptLogprobs", Raw(b"[" + b",".join(pieces) + b"]"))
 
 
 def _prompt_position(

@@ -69,22 +69,25 @@ def run_beams(
                 job.choices[0].generation.params,
                 info.eos_token_ids,
                 info.max_model_len - len(job.prompt_token_ids),
+                info.vocab_size,
             ),
         )
         for job in jobs
     ]
     live = searches
     while live:
-        _advance(engine, live, terms)
+        _advance(engine, live)
         on_done(sum(one.search.done for one in live))
         live = [one for one in live if not one.search.done]
     return [_output(one, terms) for one in searches]
 
 
-def _advance(engine: EngineLoop, searches: Sequence[_Search], terms: BeamTerms) -> None:
+def _advance(engine: EngineLoop, searches: Sequence[_Search]) -> None:
     """One token further in each search."""
     requests = [
-        step_request(one.generation, beam, terms) for one in searches for beam in one.search.live
+        step_request(one.generation, beam, one.search.num_logprobs)
+        for one in searches
+        for beam in one.search.live
     ]
     outputs = iter(run_each(engine, requests))
     for one in searches:
@@ -121,7 +124,7 @@ def _answer(one: _Search, index: int, beam: Beam) -> CompletionOutput:
         index,
         delta.text,
         list(beam.token_ids),
-        list(beam.logprobs) if wants_logprobs else None,
+        beam.logprobs if wants_logprobs else None,
         beam.finish_reason or "stop",
         delta.stop_reason,
         cumulative_logprob=beam.total,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from .body_lists import MAX_BIAS, Items, entries_up_to
 from .structured.fields import ResponseFormat, SchemaOrText, StructuredOutputs
 
 ACCEPTED = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"}) | {
@@ -57,17 +58,14 @@ PROMPT_SCHEMA = WithJsonSchema(
 
 
 CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
+LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], entries_up_to(MAX_BIAS)]
 
 
 class Body(BaseModel):
-    """Strict, finite, and closed but for those extras that ``accepted`` and ``neutral`` list.
-
-    ``max_objects`` are the most braces that one may hold, whose objects take long to read.
-    """
+    """Strict, finite, and closed but for those extras that ``accepted`` and ``neutral`` list."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
-    max_objects: ClassVar[int | None] = None
     accepted: ClassVar[frozenset[str]] = ACCEPTED
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL
 
@@ -113,12 +111,12 @@ class SamplingFields(ModelBody):
     repetition_penalty: Annotated[float, Field(ge=1e-6, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: LogitBias | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: CacheSalt | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    stop: str | Items[str] | None = None
+    stop_token_ids: Items[Annotated[int, Field(ge=0)]] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -126,15 +124,15 @@ class SamplingFields(ModelBody):
     return_token_ids: bool | None = None
     prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
-    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
-    bad_words: list[str] | None = None
+    allowed_token_ids: Annotated[Items[int], Field(min_length=1)] | None = None
+    bad_words: Items[str] | None = None
     use_beam_search: bool | None = None
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: SchemaOrText = None
     guided_regex: str | None = None
-    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    guided_choice: Annotated[Items[str], Field(min_length=1)] | None = None
     guided_grammar: str | None = None
 
 
@@ -165,12 +163,12 @@ class ChatMessage(Part):
     """One turn; ``chat_messages.check_message`` says what goes with which role."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Items[TextPart] | None = None
     name: str | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Items[ToolCall] | None = None
     tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -214,7 +212,7 @@ class ChatRequest(SamplingFields):
 
     prompt_field: ClassVar[str] = "messages"
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
@@ -222,7 +220,7 @@ class ChatRequest(SamplingFields):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     echo: bool | None = None
-    tools: list[Tool] | None = None
+    tools: Items[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Annotated[str, Field(max_length=32)] | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..engine.types import Grammar
 from .chat_messages import knows_tools
 from .config import Limits, ServeConfig
 from .errors import bad_field
@@ -22,7 +23,7 @@ from .output.grammars import (
 from .output.parts import OutputParser
 from .output.reasoning import ThinkingMarks
 from .output.thought_tokens import ThinkingIds
-from .structured.read import FieldGrammar, read_grammar
+from .structured.read import FieldGrammar
 from .structured.schema_text import schema_text
 from .text.tokenizer import Tokenizer
 from .tool_choice import ToolTerms, read_tools
@@ -101,9 +102,11 @@ class ChatOutputs:
             _thinking_ids(marks, tokenizer, is_inside),
         )
 
-    def grammar(self, body: ChatRequest, terms: ToolTerms, plan: OutputPlan) -> FieldGrammar | None:
-        """What an answer has to match, not yet compiled; raises ApiError 400 naming the field."""
-        given = read_grammar(body, self._limits)
+    def grammar(
+        self, given: FieldGrammar | None, terms: ToolTerms, plan: OutputPlan
+    ) -> FieldGrammar | None:
+        """What an answer has to match, not yet compiled, with what the client has ``given`` inside;
+        raises ApiError 400 naming the field."""
         if not terms.is_forced and not (terms.is_strict and plan.family.tools in _MARKED):
             return _thinking_first(given, plan)
         if terms.is_forced and given is not None:
@@ -114,7 +117,7 @@ class ChatOutputs:
         elif given is None:
             rules = free_calls(calls)
         else:
-            rules = given_or_calls(given_answer(given.grammar), calls)
+            rules = given_or_calls(_rules_of(given), calls)
         grammar = with_thoughts(rules, plan.family.thinking, plan.is_inside)
         return FieldGrammar("tools" if given is None else given.field, grammar)
 
@@ -152,9 +155,12 @@ def _thinking_first(given: FieldGrammar | None, plan: OutputPlan) -> FieldGramma
     marks = plan.family.thinking
     if given is None or marks is None:
         return given
-    return FieldGrammar(
-        given.field, with_thoughts(given_answer(given.grammar), marks, plan.is_inside)
-    )
+    return FieldGrammar(given.field, with_thoughts(_rules_of(given), marks, plan.is_inside))
+
+
+def _rules_of(given: FieldGrammar) -> list[str]:
+    assert isinstance(given.grammar, Grammar), "others have been turned into the engine's dialect"
+    return given_answer(given.grammar)
 
 
 def _field(given: FieldGrammar) -> str:

@@ -15,6 +15,7 @@ from ..engine.errors import RequestError
 from ..engine.types import DEFAULT_TENANT, GenerationRequest, SamplingParams
 from ..gateway.fleet.identity import TENANT_NAME, TENANT_NAME_RULE
 from .access import Tenant
+from .body_lists import Items, TokenIds
 from .catalog import ServedModel
 from .errors import ApiError, bad_field, to_api_error
 from .generation import raise_for
@@ -32,8 +33,8 @@ class PinRequest(Part):
 
     model: str
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    prompt_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)] | None = None
+    prompt_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     ttl_seconds: Annotated[float, Field(ge=1, le=604800)]
     tenant: str | None = None
     cache_group: str | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .beam import BeamTerms
 from .config import Limits
 from .errors import ApiError, bad_field
@@ -45,6 +47,24 @@ def beam_terms(body: SamplingFields) -> BeamTerms | None:
     best_of = body.best_of if isinstance(body, CompletionRequest) else None
     penalty = 1.0 if body.length_penalty is None else body.length_penalty
     return BeamTerms(best_of or body.n or 1, penalty)
+
+
+def check_prompt_scores(
+    body: SamplingFields, num_tokens: Sequence[int], num_choices: int, limits: Limits
+) -> None:
+    """Raises ApiError 400 where the prompts have more logprobs than one answer can hold.
+
+    ``num_tokens`` are in each prompt, of which ``num_choices`` choices each tell the logprobs.
+    """
+    echoed = body.logprobs if isinstance(body, CompletionRequest) and body.echo else None
+    num_each = sum(n + 1 for n in (body.prompt_logprobs, echoed) if n is not None)
+    num_entries, most = sum(num_tokens) * num_choices * num_each, limits.max_prompt_logprobs_entries
+    if num_entries > most:
+        raise bad_field(
+            "logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
+            f"asks for {num_entries} logprobs of the prompts' {sum(num_tokens)} tokens in "
+            f"{num_choices} choices of each, the most is {most}",
+        )
 
 
 def _check_beams(body: SamplingFields, limits: Limits) -> None:

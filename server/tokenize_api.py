@@ -12,6 +12,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from .body import check_value
+from .body_lists import Items, TokenIds
 from .endpoint import Arrived, handle
 from .errors import bad_field
 from .openai import ChatMessage, ChatRequest, ModelBody, Tool
@@ -49,8 +50,8 @@ class TokenizeRequest(_TokenBody):
     """The body of ``POST /tokenize``: a ``prompt``, or ``messages`` and what goes with a chat."""
 
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)] | None = None
+    tools: Items[Tool] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -61,7 +62,7 @@ class TokenizeRequest(_TokenBody):
 class DetokenizeRequest(_TokenBody):
     """The body of ``POST /detokenize``."""
 
-    tokens: list[int]
+    tokens: TokenIds
 
 
 class Tokenized(Struct, frozen=True):

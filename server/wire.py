@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
 from .errors import ApiError
 
@@ -254,9 +254,17 @@ def make_usage(
 _ENCODER = msgspec.json.Encoder()
 
 
-def encode(body: Struct) -> bytes:
+def encode(body: object) -> bytes:
     """A body as JSON."""
     return _ENCODER.encode(body)
+
+
+def encode_in_parts(body: Struct) -> bytes:
+    """The same, choice by choice: other threads wait while the encoder is at work."""
+    choices = getattr(body, "choices", None)
+    if choices is None:
+        return encode(body)
+    return encode(structs.replace(body, choices=[Raw(encode(choice)) for choice in choices]))
 
 
 def encode_event(body: object) -> bytes:

@@ -6,13 +6,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
-
-from llguidance import LLMatcher
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from ..types import Grammar
 from .compiler import compile_grammar
 from .vocabulary import GrammarTokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 MAX_GRAMMARS, MAX_TEXT_BYTES, MAX_TOKENIZERS = 1024, 32 << 20, 32
 """A compiled grammar takes some tens of bytes for each of its text."""

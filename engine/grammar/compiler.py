@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from llguidance import LLMatcher, LLParserLimits
+from functools import cache
+from typing import TYPE_CHECKING
 
 from ..errors import RequestError
 from ..types import Grammar
 from .vocabulary import GrammarTokenizer
 
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=200_000,
-    step_max_items=50_000,
-    max_items_in_row=2_000,
-    max_lexer_states=32_768,
-    max_grammar_size=200_000,
-    verbose_errors=False,
-)
-"""A step of a matcher takes about 15 ms at most, and its lexer about 60 MB."""
+if TYPE_CHECKING:  # an engine may run without the library: then no request has a grammar
+    from llguidance import LLMatcher, LLParserLimits
 
 MAX_REASON = 500
 
@@ -27,8 +20,10 @@ def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> LLMatcher:
 
     Most of the time that it takes the GIL is free.
     """
+    from llguidance import LLMatcher
+
     try:
-        matcher = LLMatcher(tokenizer.ll, _source(grammar), log_level=0, limits=LIMITS)
+        matcher = LLMatcher(tokenizer.ll, _source(grammar), log_level=0, limits=_limits())
         if not matcher.is_error():
             matcher.compute_bitmask()  # and the lexer's first states
     except BaseException as error:  # a panic in Rust is none of Exception
@@ -48,8 +43,26 @@ def reason_of(error: str) -> str:
     return line[:MAX_REASON] or "can't be compiled"
 
 
+@cache
+def _limits() -> LLParserLimits:
+    """A step of a matcher takes about 15 ms at most, and its lexer about 60 MB."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_items_in_row=2_000,
+        max_lexer_states=32_768,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
+
+
 def _source(grammar: Grammar) -> str:
     """The grammar as llguidance takes it; JSON schemas carry their options (``x-guidance``)."""
+    from llguidance import LLMatcher
+
     match grammar.kind:
         case "json_schema":
             return LLMatcher.grammar_from_json_schema(grammar.text)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from ..errors import RequestError
 from ..plan import ScheduledChunk
-from ..types import GenerationRequest, TokenOutput
+from ..types import GenerationRequest, Grammar, TokenOutput
 from .cache import Compiled, GrammarCache, GrammarKey
 from .masks import MaskThreads, PendingMasks
 from .matching import RequestGrammar
 
 MAX_WAITING = 4096
+MAX_WAITING_BYTES = 64 << 20
+"""Of the texts of grammars that are being compiled, or wait for it."""
 
 
 class Grammars:
@@ -28,6 +32,8 @@ class Grammars:
         self._masks = MaskThreads()
         self._by_request: dict[str, RequestGrammar] = {}
         self._compiling: dict[GrammarKey, Future[Compiled]] = {}
+        self._texts: dict[GrammarKey, Grammar] = {}
+        self._num_bytes = 0
         self._waiting: dict[str, tuple[GrammarKey, GenerationRequest]] = {}
         self.num_compiled = 0
         self.num_failed = 0
@@ -44,6 +50,16 @@ class Grammars:
         """Requests whose grammar is being compiled."""
         return len(self._waiting)
 
+    def is_full_for(self, request: GenerationRequest) -> bool:
+        """Whether a request can't be opened now, since too much waits; raises RequestError."""
+        key = self._key(request)
+        if self._cache.get(key) is not None:
+            return False
+        if max(len(self._waiting), len(self._compiling)) >= MAX_WAITING:
+            return True
+        num_bytes = self._num_bytes + sys.getsizeof(key.grammar.text)
+        return num_bytes > MAX_WAITING_BYTES and key not in self._compiling
+
     def open(self, request: GenerationRequest) -> bool:
         """Take in a request that has a grammar; whether it can be scheduled at once.
 
@@ -57,13 +73,16 @@ class Grammars:
             self.num_hits += 1
             self._enter(request, compiled)
             return True
-        if len(self._waiting) >= MAX_WAITING:
-            raise RequestError("grammar", f"{MAX_WAITING} requests wait for theirs already")
         if key in self._compiling:
             self.num_hits += 1
         else:
             self._compiling[key] = self._cache.start(key)
-        self._waiting[request.request_id] = (key, request)
+            self._texts[key] = key.grammar
+            self._num_bytes += sys.getsizeof(key.grammar.text)
+        # Each choice has come with a text of its own: one is kept of all that are equal.
+        params = replace(request.params, grammar=self._texts[key])
+        key = GrammarKey(key.vocabulary, self._texts[key])
+        self._waiting[request.request_id] = (key, replace(request, params=params))
         return False
 
     def advance(self) -> tuple[list[GenerationRequest], list[TokenOutput]]:
@@ -73,6 +92,7 @@ class Grammars:
         done = {key: future for key, future in self._compiling.items() if future.done()}
         for key, future in done.items():
             del self._compiling[key]
+            self._num_bytes -= sys.getsizeof(self._texts.pop(key).text)
             compiled, error = self._settle(key, future)
             for request in [request for k, request in self._waiting.values() if k == key]:
                 del self._waiting[request.request_id]
@@ -135,6 +155,12 @@ class Grammars:
         self.compile_seconds += compiled.seconds
         self._cache.put(key, compiled)
         return compiled, ""
+
+
+def overload(request_id: str) -> TokenOutput:
+    """The end of a request that has come while too many wait for their grammars."""
+    error = "the queue is full: too many requests wait for their grammars"
+    return replace(refusal(request_id, error), error_kind="overloaded")
 
 
 def refusal(request_id: str, error: str) -> TokenOutput:

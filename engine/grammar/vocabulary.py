@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import msgspec
-from llguidance import LLTokenizer, TokenizerWrapper
 
 END = b"<|end of the grammar|>"
 
 
-class Vocabulary(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
     """Bytes by token id, empty for an id without a token; ``special_ids`` are never text."""
 
     tokens: list[bytes]
-    special_ids: list[int] = []
+    special_ids: list[int] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: str) -> Vocabulary:
         """One that ``write`` wrote; raises OSError."""
+        import msgspec
+
         return msgspec.msgpack.decode(Path(path).read_bytes(), type=cls)
 
     def write(self, directory: str) -> str:
         """Write it below ``directory`` under its digest; returns the path."""
+        import msgspec
+
         data = msgspec.msgpack.encode(self)
         path = Path(directory, hashlib.sha256(data).hexdigest())
         if not path.exists():
@@ -46,6 +49,8 @@ class GrammarTokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary, eos_token_ids: Collection[int]) -> None:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
         self.end_id = len(vocabulary.tokens)
         self.special_ids = frozenset(vocabulary.special_ids).union(eos_token_ids)
         self.ll = LLTokenizer(TokenizerWrapper(_Tokens(vocabulary.tokens, self.special_ids)))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptLimits:
-    """The bounds of kept responses: seconds, packed bytes, number, and bytes of a single one.
+    """The bounds of kept responses: seconds, packed bytes, number, and bytes of a single one,
+    packed and as JSON.
 
     They hold for a server's memory as a whole, and in a fleet's Redis for each tenant.
     """
@@ -16,3 +17,4 @@ class KeptLimits:
     max_bytes: int = 64 << 20
     max_number: int = 10_000
     max_response_bytes: int = 4 << 20
+    max_json_bytes: int = 16 << 20

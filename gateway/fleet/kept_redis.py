@@ -6,7 +6,7 @@ import asyncio
 
 from .connection import RedisLink
 from .kept_limits import KeptLimits
-from .kept_responses import KeptResponse, Sealer, read_kept
+from .kept_responses import KeptResponse, Sealer, pack, read_kept
 from .redis_names import RedisNames
 from .script import Script
 
@@ -64,14 +64,14 @@ class RedisResponses:
         self._sealer = sealer
         self._limits = limits
 
-    async def keep(self, tenant: str, response_id: str, packed: bytes) -> bool:
-        """Keep what ``pack`` gave; False where it is larger than one may be."""
+    async def keep(self, tenant: str, kept: KeptResponse) -> bool:
+        """Keep one; False where it is larger than one may be."""
         limits = self._limits
-        if len(packed) > min(limits.max_response_bytes, limits.max_bytes):
+        sealed = await asyncio.to_thread(self._sealed, tenant, kept)
+        if sealed is None:
             return False
-        sealed = await asyncio.to_thread(self._sealer.seal, tenant, response_id, packed)
         ttl = int(limits.ttl * 1000)
-        arguments = (response_id, sealed, ttl, limits.max_bytes, limits.max_number)
+        arguments = (kept.id, sealed, ttl, limits.max_bytes, limits.max_number)
         keys = self._names.responses(tenant)
         await self._link.run(lambda client: _KEEP.run(client, keys, arguments))
         return True
@@ -87,3 +87,7 @@ class RedisResponses:
         """Forget it; whether it was there."""
         keys = self._names.responses(tenant)
         return bool(await self._link.run(lambda client: _DELETE.run(client, keys, [response_id])))
+
+    def _sealed(self, tenant: str, kept: KeptResponse) -> bytes | None:
+        packed = pack(kept, self._limits)
+        return None if packed is None else self._sealer.seal(tenant, kept.id, packed)

@@ -17,8 +17,10 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from .kept_limits import KeptLimits
+
 NONCE_BYTES = 12
-MAX_UNPACKED_BYTES = 256 << 20
+MAX_UNPACKED_BYTES = 64 << 20
 """More than any server keeps; what unpacks to more is not ours."""
 
 RESPONSE_ID = r"resp_[0-9a-f]{32}"
@@ -51,9 +53,13 @@ _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(KeptResponse)
 
 
-def pack(kept: KeptResponse) -> bytes:
-    """As it is kept: JSON, compressed."""
-    return zlib.compress(_ENCODER.encode(kept), level=1)
+def pack(kept: KeptResponse, limits: KeptLimits) -> bytes | None:
+    """As it is kept: JSON, compressed; None for what is larger than one may be, either way."""
+    raw = _ENCODER.encode(kept)
+    if len(raw) > limits.max_json_bytes:
+        return None
+    packed = zlib.compress(raw, level=1)
+    return packed if len(packed) <= min(limits.max_response_bytes, limits.max_bytes) else None
 
 
 def unpack(packed: bytes) -> KeptResponse:
@@ -62,7 +68,7 @@ def unpack(packed: bytes) -> KeptResponse:
     try:
         raw = unpacker.decompress(packed, MAX_UNPACKED_BYTES)
         return _DECODER.decode(raw)
-    except (zlib.error, msgspec.DecodeError) as error:
+    except (zlib.error, msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"no kept response: {error}") from error
 
 
@@ -86,17 +92,20 @@ class Sealer:
             return None
 
 
+def read_packed(packed: bytes) -> KeptResponse | None:
+    """What ``pack`` was given; None for what can't be read."""
+    try:
+        return unpack(packed)
+    except ValueError:
+        return None
+
+
 def read_kept(
     sealer: Sealer, tenant: str, response_id: str, sealed: bytes | None
 ) -> KeptResponse | None:
     """A kept response as it lay in Redis; None for none, and for what can't be read."""
     packed = sealer.open(tenant, response_id, sealed) if sealed else None
-    if packed is None:
-        return None
-    try:
-        return unpack(packed)
-    except ValueError:
-        return None
+    return None if packed is None else read_packed(packed)
 
 
 def previous_id(body: Mapping[str, object]) -> str | None:

@@ -50,7 +50,9 @@ class Headroom:
     sent: Use = field(default_factory=Use)
 
     def hear(self, now: int, used: Sequence[int]) -> None:
-        """What Redis counts, ms."""
+        """What Redis counts, ms; an answer that was overtaken by a later one says nothing more."""
+        if now < self.said_at:
+            return
         self.said, self.said_at = Use(tuple(used)), now
 
     def forget(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ..error_shapes import error_value
+from ..error_shapes import error_value, id_headers
 from ..errors import GatewayError
 from .guard import Guard
 from .header_rules import RawHeaders, encode_headers
@@ -29,7 +29,7 @@ class ClientSide:
     """
 
     def __init__(self, send: Send, guard: Guard, trail: Trail, timeout: float) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers = id_headers(trail.path, trail.request_id)
         self.has_started = False
         self._send, self._guard, self._trail, self._timeout = send, guard, trail, timeout
 
@@ -64,7 +64,8 @@ class ClientSide:
     async def error(self, error: GatewayError) -> None:
         """Send an error, if nothing is sent yet."""
         if not self.has_started:
-            body = msgspec.json.encode(error_value(self._trail.path, error))
+            value = error_value(self._trail.path, error, self._trail.request_id)
+            body = msgspec.json.encode(value)
             await self.whole(error.status, [_JSON, *encode_headers(error.headers)], body)
 
 

@@ -64,6 +64,14 @@ class Upstream:
             allow_redirects=False,
         )
 
+    async def ask(
+        self, method: str, url: str, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        """Send a request without a body; else as ``post``."""
+        return await self._opened().request(
+            method, url, headers={**headers, **self._secret}, allow_redirects=False
+        )
+
     async def knows(self, url: str, request_id: str) -> bool:
         """Whether the replica at ``url`` has a request, asked over a connection of its own."""
         timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)

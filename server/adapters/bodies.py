@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ...engine.adapter_types import FreedAdapter, PinTier, Tier
 from ..aliases import AliasTarget
+from ..body_lists import Items
 from ..catalog import AdapterVersion
 from ..openai import Part
 from .results import AdapterState, AliasState, RemovalResult
@@ -57,7 +58,7 @@ class PutAlias(Part):
 
     adapter: Text | None = None
     version: VersionNumber | None = None
-    split: Annotated[list[AliasShare], Field(min_length=1)] | None = None
+    split: Annotated[Items[AliasShare], Field(min_length=1)] | None = None
 
 
 class LoadLora(Part):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from ..body_lists import Items
 from ..openai import CacheSalt, ModelBody, Part
 
 ACCEPTED = frozenset(
@@ -24,10 +25,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "speed": ("standard",),
     }
 )
-
-
-MAX_OBJECTS = 1 << 17
-"""Blocks and what is in them, counted by their braces: reading them holds up others' streams."""
 
 
 class CacheControl(Part):
@@ -102,7 +99,7 @@ class ToolResultBlock(Block):
 
     type: Literal["tool_result"]
     tool_use_id: Annotated[str, Field(min_length=1, max_length=256)]
-    content: str | list[TextBlock] | None = None
+    content: str | Items[TextBlock] | None = None
     is_error: bool | None = None
     toolset_name: None = None
 
@@ -124,21 +121,21 @@ class SystemTurn(Part):
     """Instructions in the middle of a conversation."""
 
     role: Literal["system"]
-    content: str | list[TextBlock]
+    content: str | Items[TextBlock]
 
 
 class UserTurn(Part):
     """A user's turn, tools' results with it."""
 
     role: Literal["user"]
-    content: str | list[UserBlock]
+    content: str | Items[UserBlock]
 
 
 class AssistantTurn(Part):
     """An assistant's turn."""
 
     role: Literal["assistant"]
-    content: str | list[AssistantBlock]
+    content: str | Items[AssistantBlock]
 
 
 Turn = Annotated[
@@ -159,7 +156,7 @@ class ClientTool(Part):
     strict: bool | None = None
     cache_control: CacheControl | None = None
     eager_input_streaming: bool | None = None
-    allowed_callers: list[Literal["direct"]] | None = None
+    allowed_callers: Items[Literal["direct"]] | None = None
     defer_loading: Literal[False] | None = None
     input_examples: Annotated[list[Any], Field(max_length=0)] | None = None
 
@@ -204,14 +201,13 @@ class CountTokensRequest(ModelBody):
     """The body of ``POST /v1/messages/count_tokens``: what decides a prompt."""
 
     prompt_field: ClassVar[str] = "messages"
-    max_objects: ClassVar[int | None] = MAX_OBJECTS
     accepted: ClassVar[frozenset[str]] = ACCEPTED - {"metadata"}
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL
 
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Annotated[Items[Turn], Field(min_length=1)]
     stream: None = None
-    system: str | list[TextBlock] | None = None
-    tools: list[ClientTool] | None = None
+    system: str | Items[TextBlock] | None = None
+    tools: Items[ClientTool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -223,7 +219,7 @@ class MessagesRequest(CountTokensRequest):
     stream: bool | None = None  # type: ignore[assignment]
     max_tokens: Annotated[int, Field(ge=0)]
     metadata: Metadata | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: Items[str] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None

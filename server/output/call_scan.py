@@ -26,7 +26,10 @@ class CallScanner(Protocol):
 
     status: Status
     begun: bool
-    held: str
+
+    @property
+    def held(self) -> str:
+        """See the class."""
 
     def push(self, text: str, start: int) -> tuple[int, list[OutputPart]]:
         """Go on from ``start`` to the call's end or the text's; returns where, and what is new."""
@@ -42,12 +45,18 @@ class JsonCall:
     def __init__(self, index: int, names: Container[str] | None) -> None:
         self.status: Status = "open"
         self.begun = False
-        self.held = ""
+        self._held: list[str] = []
+        self._num_held = 0
         self._index = index
         self._names = names
         self._json = JsonScanner()
         self._in_arguments = False
         self._key_seen = False
+
+    @property
+    def held(self) -> str:
+        """See ``CallScanner``."""
+        return "".join(self._held)
 
     def push(self, text: str, start: int) -> tuple[int, list[OutputPart]]:
         """See ``CallScanner``."""
@@ -60,8 +69,9 @@ class JsonCall:
                 parts.append(ToolCallArguments(self._index, taken))
                 self._in_arguments = self._json.depth > 1
             else:
-                self.held += text[before:place]
-                parts += self._look()
+                self._held.append(text[before:place])
+                self._num_held += place - before
+                parts += self._look(text[before:place][-1:])
             if self._json.failed:
                 self.status = "broken"
             elif self._json.done:
@@ -69,30 +79,30 @@ class JsonCall:
                 parts += self._end()
         return place, parts
 
-    def _look(self) -> list[OutputPart]:
-        """Whether what is held begins a call, or can't."""
-        json_, held = self._json, self.held
-        if self.begun or json_.failed:
+    def _look(self, last: str) -> list[OutputPart]:
+        """Whether what is held, up to the character ``last``, begins a call, or can't."""
+        json_ = self._json
+        if self.begun or json_.failed or json_.in_string:
             return []
-        if held.endswith(":") and json_.depth == 1 and not self._key_seen:
+        if last == ":" and json_.depth == 1 and not self._key_seen:
             self._key_seen = True
-            if not _KEYS.issuperset(_fields(held + "null}") or ("",)):
+            if not _KEYS.issuperset(_fields(self.held + "null}") or ("",)):
                 self.status = "broken"
-        is_inner = held.endswith("{") and json_.depth == 2
-        if not is_inner or len(held) > MAX_HEAD:
+        is_inner = last == "{" and json_.depth == 2
+        if not is_inner or self._num_held > MAX_HEAD:
             return []
-        fields = _fields(held[:-1] + "null}")
+        fields = _fields(self.held[:-1] + "null}")
         name = self._name(fields)
         if name is None or not fields or list(fields)[-1] not in ARGUMENTS:
             return []
         self.begun = self._in_arguments = True
-        self.held = ""
+        self._held.clear()
         return [ToolCallBegin(self._index, name), ToolCallArguments(self._index, "{")]
 
     def _end(self) -> list[OutputPart]:
         """The call, where its parts came in another order."""
         if self.begun:
-            self.held = ""
+            self._held.clear()
             return []
         fields = _fields(self.held)
         if fields and isinstance(fields.get("function"), dict):
@@ -102,7 +112,7 @@ class JsonCall:
             self.status = "broken"
             return []
         self.begun = True
-        self.held = ""
+        self._held.clear()
         return [ToolCallBegin(self._index, name), ToolCallArguments(self._index, arguments)]
 
     def _name(self, fields: dict[str, Any] | None) -> str | None:

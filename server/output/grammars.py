@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from ...engine.types import Grammar
 from .reasoning import ThinkingMarks
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
+
+_TO_ESCAPE = re.compile(r"\\.|[/\n]", re.DOTALL)
+_ESCAPES = {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,5 +103,5 @@ def _quoted(text: str) -> str:
 
 
 def _escaped(regex: str) -> str:
-    """A regular expression between slashes."""
-    return regex.replace("/", r"\/").replace("\n", r"\n")
+    """A regular expression between slashes; what it has escaped itself stays so."""
+    return _TO_ESCAPE.sub(lambda found: _ESCAPES.get(found[0], found[0]), regex)

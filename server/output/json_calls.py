@@ -6,6 +6,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from .call_scan import CallScanner, JsonCall, NamedCall
+from .held import Held, behind_blanks
 from .parts import ContentText, OutputPart
 from .text_gate import TextGate
 
@@ -45,9 +46,9 @@ class JsonCallsParser:
         self._form = form
         self._names = names
         self._gate = TextGate(form.marks)
-        self._state: Callable[[str], str] = self._start if form.bare else self._content
+        self._state: Callable[[str, int], int] = self._start if form.bare else self._content
         self._parts: list[OutputPart] = []
-        self._held = ""
+        self._held = Held()
         self._end = form.end
         self._call: CallScanner | None = None
         self._num_calls = 0
@@ -55,19 +56,24 @@ class JsonCallsParser:
 
     def push(self, text: str) -> list[OutputPart]:
         """See ``OutputParser``."""
-        while text:
-            text = self._state(text)
+        self._feed(text)
         parts, self._parts = self._parts, []
         return parts
 
     def finish(self) -> list[OutputPart]:
         """See ``OutputParser``."""
-        call = self._call
+        call, held = self._call, self._held.drop()
         if self._state != self._after_call:  # else it is the beginning of an end
-            self._say(self._held + (call.held if call is not None else "") + self._gate.flush())
-        self._held, self._call = "", None
+            self._say(held + (call.held if call is not None else "") + self._gate.flush())
+        self._call = None
         parts, self._parts = self._parts, []
         return parts
+
+    def _feed(self, text: str) -> None:
+        """Each state takes some of the text from a place on, and says where to go on."""
+        place = 0
+        while place < len(text):
+            place = self._state(text, place)
 
     def _say(self, text: str) -> None:
         """Content; blanks at the end of calls are none."""
@@ -77,96 +83,97 @@ class JsonCallsParser:
             self._is_after_call = False
             self._parts.append(ContentText(text))
 
-    def _start(self, text: str) -> str:
+    def _start(self, text: str, place: int) -> int:
         """The beginning of an answer that may be nothing but a call."""
-        self._held += text[0]
-        begun = self._held.lstrip()
-        if begun in ("{", "["):
-            self._held = self._held[:-1]
-            return self._begin_calls(text, is_bare=True)
+        if not self._held.begun and text[place] in "{[":
+            return self._begin_calls(place, is_bare=True)
+        place = self._held.take(text, place)
+        begun = self._held.begun
         if begun in FENCES and self._form is JSON:
             self._end = FENCE
-            return self._begin_calls(text[1:], is_bare=True)
+            return self._begin_calls(place, is_bare=True)
         is_fence = self._form is JSON and any(fence.startswith(begun) for fence in FENCES)
         if begun and not is_fence:
             self._state = self._content
-            held, self._held = self._held, ""
-            return held + text[1:]
-        return text[1:]
+            self._feed(self._held.drop())
+        return place
 
-    def _begin_calls(self, rest: str, is_bare: bool) -> str:
+    def _begin_calls(self, place: int, is_bare: bool) -> int:
         self._state, self._is_bare, self._in_list = self._before_call, is_bare, False
-        return rest
+        return place
 
-    def _content(self, text: str) -> str:
-        content, mark, rest = self._gate.push(text)
+    def _content(self, text: str, place: int) -> int:
+        content, mark, place = self._gate.push(text, place)
         self._say(content)
         if mark is None:
-            return ""
-        self._held = self._gate.flush() + mark
+            return place
+        self._held.put(self._gate.flush() + mark)
         self._end = self._form.end
-        return self._begin_calls(rest, is_bare=False)
+        return self._begin_calls(place, is_bare=False)
 
-    def _before_call(self, text: str) -> str:
+    def _before_call(self, text: str, place: int) -> int:
         """Where an object has to come, or a list of them."""
-        char = text[0]
+        char = text[place]
         if char == "{":
             self._call = JsonCall(self._num_calls, self._names if self._is_bare else None)
             self._state = self._in_call
-            return text
+            return place
         if char.isspace() or (char == "[" and not self._in_list):
             self._in_list = self._in_list or char == "["
-            self._held += char
-            return text[1:]
+            end = behind_blanks(text, place + 1)
+            self._held.put(text[place:end])
+            return end
         if self._form.named and not self._in_list:
             self._call = NamedCall(self._num_calls)
             self._state = self._in_call
-            return text
-        return self._give_up(text)
+            return place
+        return self._give_up(place)
 
-    def _in_call(self, text: str) -> str:
+    def _in_call(self, text: str, place: int) -> int:
         call = self._call
         assert call is not None
-        place, parts = call.push(text, 0)
+        place, parts = call.push(text, place)
         self._parts += parts
         if call.begun:
-            self._held = ""
+            self._held.drop()
         if call.status == "open":
-            return ""
+            return place
         self._num_calls += call.begun
         self._is_after_call = self._is_after_call or call.begun
         self._call = None
         if call.status == "broken":
-            self._held += call.held
-            return self._give_up(text[place:])
+            self._held.put(call.held)
+            return self._give_up(place)
         self._state = self._after_call
-        return text[place:]
+        return place
 
-    def _give_up(self, rest: str) -> str:
+    def _give_up(self, place: int) -> int:
         """What was taken for a call is none: content, like all up to the next mark."""
-        self._say(self._held)
-        self._held, self._state = "", self._content
-        return rest
+        self._say(self._held.drop())
+        self._state = self._content
+        return place
 
-    def _after_call(self, text: str) -> str:
+    def _after_call(self, text: str, place: int) -> int:
         """A call is over: more of its list, its end, or another one."""
-        char, before = text[0], self._held.lstrip()
-        if char.isspace() and not before:
-            return text[1:]
-        if self._in_list and char in ",]" and not before:
+        char, begun = text[place], self._held.begun
+        if char.isspace() and not begun:
+            return behind_blanks(text, place)
+        if self._in_list and char in ",]" and not begun:
             self._in_list = char == ","
             self._state = self._before_call if self._in_list else self._after_call
-            return text[1:]
-        if not self._in_list and self._end.startswith(before + char):
-            self._held += char
-            if self._held == self._end:
-                self._held, self._state = "", self._content
-            return text[1:]
-        if self._form.bare and not before and char in ";,":
+            return place + 1
+        if not self._in_list and self._end.startswith(begun + char):
+            self._held.take(text, place)
+            if self._held.begun == self._end:
+                self._held.drop()
+                self._state = self._content
+            return place + 1
+        if self._form.bare and not begun and char in ";,":
             self._state = self._before_call
-            return text[1:]
-        if self._form.bare and not before and char == "{":
+            return place + 1
+        if self._form.bare and not begun and char == "{":
             self._state = self._before_call
-            return text
-        held, self._held, self._state = self._held, "", self._content
-        return held + text
+            return place
+        self._state = self._content
+        self._feed(self._held.drop())
+        return place

@@ -40,6 +40,11 @@ class JsonScanner:
         """How many objects and lists are open."""
         return len(self._open)
 
+    @property
+    def in_string(self) -> bool:
+        """Whether a string is open."""
+        return self._in_string
+
     def advance(self, text: str, start: int) -> tuple[int, str]:
         """Go on behind the next bracket, colon or comma, or to the end of ``text``.
 

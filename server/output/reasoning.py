@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .held import Held, behind_blanks
 from .parts import OutputParser, OutputPart, ReasoningText
 from .text_gate import TextGate
 
@@ -28,22 +29,21 @@ class ReasoningParser:
         self._marks = marks
         self._is_inside = is_inside
         self._rest = rest
-        self._held = ""
+        self._held = Held()
         self._gate = TextGate((marks.end,))
-        self._state: Callable[[str], str] = self._start
+        self._state: Callable[[str, int], int] = self._start
         self._parts: list[OutputPart] = []
         self._is_first = True
 
     def push(self, text: str) -> list[OutputPart]:
         """See ``OutputParser``."""
-        while text:
-            text = self._state(text)
+        self._feed(text)
         parts, self._parts = self._parts, []
         return parts
 
     def finish(self) -> list[OutputPart]:
         """See ``OutputParser``."""
-        held, self._held = self._held, ""
+        held = self._held.drop()
         if self._state == self._start and self._is_inside:
             self._think(held)
         elif self._state == self._start:
@@ -53,35 +53,40 @@ class ReasoningParser:
         parts, self._parts = self._parts, []
         return parts + self._rest.finish()
 
-    def _start(self, text: str) -> str:
-        self._held += text[0]
-        begun = self._held.lstrip()
+    def _feed(self, text: str) -> None:
+        """Each state takes some of the text from a place on, and says where to go on."""
+        place = 0
+        while place < len(text):
+            place = self._state(text, place)
+
+    def _start(self, text: str, place: int) -> int:
+        place = self._held.take(text, place)
+        begun = self._held.begun
         if begun == self._marks.begin:
-            self._held, self._state = "", self._inside
-        elif begun and not self._marks.begin.startswith(begun):
-            held, self._held = self._held, ""
+            self._held.drop()
+            self._state = self._inside
+        elif not self._marks.begin.startswith(begun):
             self._state = self._inside if self._is_inside else self._outside
-            return held + text[1:]
-        return text[1:]
+            self._feed(self._held.drop())
+        return place
 
-    def _inside(self, text: str) -> str:
-        thought, mark, rest = self._gate.push(text)
+    def _inside(self, text: str, place: int) -> int:
+        thought, mark, place = self._gate.push(text, place)
         self._think(thought)
-        if mark is None:
-            return ""
-        self._state = self._behind
-        return rest
+        if mark is not None:
+            self._state = self._behind
+        return place
 
-    def _behind(self, text: str) -> str:
+    def _behind(self, text: str, place: int) -> int:
         """Between the thoughts and the rest."""
-        text = text.lstrip()
-        if text:
+        place = behind_blanks(text, place)
+        if place < len(text):
             self._state = self._outside
-        return text
+        return place
 
-    def _outside(self, text: str) -> str:
-        self._parts += self._rest.push(text)
-        return ""
+    def _outside(self, text: str, place: int) -> int:
+        self._parts += self._rest.push(text[place:])
+        return len(text)
 
     def _think(self, text: str) -> None:
         if self._is_first:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .held import MarkSearch
+
 
 class TextGate:
     """Lets text through up to one of ``marks``.
@@ -13,37 +15,25 @@ class TextGate:
     """
 
     def __init__(self, marks: Sequence[str]) -> None:
-        self._marks = tuple(marks)
-        self.held = ""
+        self._search = MarkSearch(marks)
+        self._blanks: list[str] = []
 
-    def push(self, text: str) -> tuple[str, str | None, str]:
-        """What is content for sure, then the mark that was found, if any, and what is behind it.
+    def push(self, text: str, place: int) -> tuple[str, str | None, int]:
+        """What is content for sure, then the mark that was found, if any, and where it ends.
 
-        With a mark, ``held`` is the blanks in front of it.
+        With a mark, what is held are the blanks in front of it.
         """
-        window = self.held + text
-        found = min(
-            ((place, mark) for mark in self._marks if (place := window.find(mark)) >= 0),
-            default=None,
-        )
-        if found is not None:
-            place, mark = found
-            content = window[:place].rstrip()
-            self.held = window[len(content) : place]
-            return content, mark, window[place + len(mark) :]
-        content = window[: len(window) - self._num_partial(window)].rstrip()
-        self.held = window[len(content) :]
-        return content, None, ""
+        before, mark, place = self._search.push(text, place)
+        content = before.rstrip()
+        blanks = before[len(content) :]
+        if content:
+            content = "".join(self._blanks) + content
+            self._blanks = [blanks]
+        elif blanks:
+            self._blanks.append(blanks)
+        return content, mark, place
 
     def flush(self) -> str:
         """What was held back."""
-        held, self.held = self.held, ""
-        return held
-
-    def _num_partial(self, window: str) -> int:
-        longest = min(len(window), max(map(len, self._marks), default=1) - 1)
-        for length in range(longest, 0, -1):
-            end = window[-length:]
-            if any(len(mark) > length and mark.startswith(end) for mark in self._marks):
-                return length
-        return 0
+        blanks, self._blanks = "".join(self._blanks), []
+        return blanks + self._search.drop()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .call_scan import as_json
+from .held import Held, MarkSearch, behind_blanks
 from .parts import ContentText, OutputPart, ToolCallArguments, ToolCallBegin
 from .text_gate import TextGate
 
@@ -29,9 +30,11 @@ class XmlCallsParser:
     def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
         self._schemas = schemas
         self._gate = TextGate((CALL, FUNCTION))
-        self._state: Callable[[str], str] = self._content
+        self._state: Callable[[str, int], int] = self._content
         self._parts: list[OutputPart] = []
-        self._held = ""
+        self._held = Held()
+        self._value_end = MarkSearch((PARAMETER_END, FUNCTION_END, PARAMETER))
+        self._pieces: list[str] = []
         self._num_calls = 0
         self._is_after_call = False
         self._name = self._parameter = ""
@@ -39,18 +42,23 @@ class XmlCallsParser:
 
     def push(self, text: str) -> list[OutputPart]:
         """See ``OutputParser``."""
-        while text:
-            text = self._state(text)
+        self._feed(text)
         parts, self._parts = self._parts, []
         return parts
 
     def finish(self) -> list[OutputPart]:
         """See ``OutputParser``."""
+        held = self._held.drop()
         if self._state in (self._content, self._before_function, self._function_name):
-            self._say(self._held + self._gate.flush())
-        self._held = ""
+            self._say(held + self._gate.flush())
         parts, self._parts = self._parts, []
         return parts
+
+    def _feed(self, text: str) -> None:
+        """Each state takes some of the text from a place on, and says where to go on."""
+        place = 0
+        while place < len(text):
+            place = self._state(text, place)
 
     def _say(self, text: str) -> None:
         if self._is_after_call:
@@ -59,82 +67,85 @@ class XmlCallsParser:
             self._is_after_call = False
             self._parts.append(ContentText(text))
 
-    def _content(self, text: str) -> str:
-        content, mark, rest = self._gate.push(text)
+    def _content(self, text: str, place: int) -> int:
+        content, mark, place = self._gate.push(text, place)
         self._say(content)
         if mark is not None:
-            self._held = self._gate.flush() + mark
+            self._held.put(self._gate.flush() + mark)
             self._state = self._before_function if mark == CALL else self._function_name
             self._name = ""
-        return rest
+        return place
 
-    def _before_function(self, text: str) -> str:
-        self._held += text[0]
-        begun = self._held.partition(CALL)[2].lstrip()
+    def _before_function(self, text: str, place: int) -> int:
+        place = self._held.take(text, place)
+        begun = self._held.begun
         if begun == FUNCTION:
             self._state, self._name = self._function_name, ""
         elif not FUNCTION.startswith(begun):
             self._give_up()
-        return text[1:]
+        return place
 
-    def _function_name(self, text: str) -> str:
-        self._held += text[0]
-        if text[0] != ">":
-            self._name += text[0]
-            if len(self._name) > MAX_NAME or text[0] in "<\n":
+    def _function_name(self, text: str, place: int) -> int:
+        char = text[place]
+        self._held.put(char)
+        if char != ">":
+            self._name += char
+            if len(self._name) > MAX_NAME or char in "<\n":
                 self._give_up()
         elif _NAME.fullmatch(self._name):
             self._parts.append(ToolCallBegin(self._num_calls, self._name))
             self._add("{")
             self._num_parameters = 0
-            self._held, self._state = "", self._between
+            self._held.drop()
+            self._state = self._between
         else:
             self._give_up()
-        return text[1:]
+        return place + 1
 
     def _give_up(self) -> None:
-        self._say(self._held)
-        self._held, self._state = "", self._content
+        self._say(self._held.drop())
+        self._state = self._content
 
-    def _between(self, text: str) -> str:
+    def _between(self, text: str, place: int) -> int:
         """In a function: a parameter's tag or the function's end."""
-        self._held += text[0]
-        begun = self._held.lstrip()
+        place = self._held.take(text, place)
+        begun = self._held.begun
         if begun == PARAMETER:
-            self._held, self._state = "", self._parameter_name
+            self._held.drop()
+            self._parameter, self._state = "", self._parameter_name
         elif begun in (FUNCTION_END, CALL_END):
             self._add("}")
             self._end_call()
         elif not any(tag.startswith(begun) for tag in (PARAMETER, FUNCTION_END, CALL_END)):
-            held = self._held
+            held = self._held.drop()
             self._end_call()
-            self._state, self._held = self._content, ""
-            return held + text[1:]
-        return text[1:]
+            self._state = self._content
+            self._feed(held)
+        return place
 
-    def _parameter_name(self, text: str) -> str:
-        if text[0] == ">" or len(self._held) > MAX_NAME:
-            self._parameter, self._held, self._state = self._held, "", self._value
+    def _parameter_name(self, text: str, place: int) -> int:
+        if text[place] == ">" or len(self._parameter) > MAX_NAME:
+            self._state = self._value
         else:
-            self._held += text[0]
-        return text[1:]
+            self._parameter += text[place]
+        return place + 1
 
-    def _value(self, text: str) -> str:
+    def _value(self, text: str, place: int) -> int:
         """Up to the parameter's end, or to the next tag where a model forgot that."""
-        known = len(self._held)
-        self._held += text
-        ends = (PARAMETER_END, FUNCTION_END, PARAMETER)
-        start = max(0, known - max(map(len, ends)))
-        place, tag = _first(self._held, ends, start)
-        if place < 0:
-            return ""
-        raw, rest = self._held[:place], self._held[place:]
+        piece, tag, place = self._value_end.push(text, place)
+        self._pieces.append(piece)
+        if tag is None:
+            return place
+        raw = "".join(self._pieces)
+        self._pieces.clear()
         separator = ", " if self._num_parameters else ""
         self._num_parameters += 1
         value = as_json(self._read(raw.removeprefix("\n").removesuffix("\n")))
         self._add(f"{separator}{as_json(self._parameter)}: {value}")
-        self._held, self._state = "", self._between
-        return rest.removeprefix(PARAMETER_END) if tag == PARAMETER_END else rest
+        self._state = self._between
+        if tag != PARAMETER_END:
+            self._feed(tag)
+        return place
 
     def _read(self, raw: str) -> object:
         schema = self._schemas.get(self._name, {}).get("properties")
@@ -149,27 +160,23 @@ class XmlCallsParser:
     def _end_call(self) -> None:
         self._num_calls += 1
         self._is_after_call = True
-        self._held, self._state = "", self._after_call
+        self._held.drop()
+        self._state = self._after_call
 
-    def _after_call(self, text: str) -> str:
+    def _after_call(self, text: str, place: int) -> int:
         """The end of the call around a function, which may be left out."""
-        begun = self._held + text[0]
-        if not self._held and text[0].isspace():
-            return text[1:]
-        if begun == CALL_END:
-            self._held, self._state = "", self._content
-            return text[1:]
-        if CALL_END.startswith(begun):
-            self._held = begun
-            return text[1:]
-        held, self._held, self._state = self._held, "", self._content
-        return held + text
+        char, begun = text[place], self._held.begun
+        if char.isspace() and not begun:
+            return behind_blanks(text, place)
+        if CALL_END.startswith(begun + char):
+            self._held.take(text, place)
+            if self._held.begun == CALL_END:
+                self._held.drop()
+                self._state = self._content
+            return place + 1
+        self._state = self._content
+        self._feed(self._held.drop())
+        return place
 
     def _add(self, text: str) -> None:
         self._parts.append(ToolCallArguments(self._num_calls, text))
-
-
-def _first(text: str, tags: Sequence[str], start: int) -> tuple[int, str]:
-    """Where the first of ``tags`` stands, and which; -1: none."""
-    places = [(place, tag) for tag in tags if (place := text.find(tag, start)) >= 0]
-    return min(places, default=(-1, ""))

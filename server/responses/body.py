@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..openai import CacheSalt, ModelBody, Part
+from ..body_lists import Items, entries_up_to
+from ..openai import CacheSalt, LogitBias, ModelBody, Part
 from .items import InputItem
 
 # Read past: they can't change an answer here. `max_tool_calls` counts OpenAI's own tools only.
@@ -49,7 +50,7 @@ class FunctionTool(Part):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
     output_schema: None = None
-    allowed_callers: list[Literal["direct"]] | None = None
+    allowed_callers: Items[Literal["direct"]] | None = None
     defer_loading: Literal[False] | None = None
 
 
@@ -65,7 +66,7 @@ class AllowedTools(Part):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1)]
+    tools: Annotated[Items[NamedTool], Field(min_length=1)]
 
 
 class PlainFormat(Part):
@@ -127,6 +128,7 @@ Included = Literal[
 
 MetadataText = Annotated[str, Field(max_length=512)]
 MetadataKey = Annotated[str, Field(max_length=64)]
+Metadata = Annotated[dict[MetadataKey, MetadataText], Field(max_length=16), entries_up_to(16)]
 
 
 class ResponseRequest(ModelBody):
@@ -136,7 +138,7 @@ class ResponseRequest(ModelBody):
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = NEUTRAL
     prompt_field: ClassVar[str] = "input"
 
-    input: str | list[InputItem]
+    input: str | Items[InputItem]
     instructions: str | None = None
     previous_response_id: Annotated[str, Field(max_length=256)] | None = None
     store: bool | None = None
@@ -145,14 +147,14 @@ class ResponseRequest(ModelBody):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    include: list[Included] | None = None
-    tools: list[FunctionTool] | None = None
+    include: Items[Included] | None = None
+    tools: Items[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    metadata: Annotated[dict[MetadataKey, MetadataText], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -165,9 +167,9 @@ class ResponseRequest(ModelBody):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    logit_bias: LogitBias | None = None
+    stop: str | Items[str] | None = None
+    stop_token_ids: Items[Annotated[int, Field(ge=0)]] | None = None
     ignore_eos: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from ..body_lists import Items
 from ..openai import Part
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -61,7 +62,7 @@ class InputMessage(Part):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Items[TextPart]
     id: str | None = None
     status: ItemStatus | None = None
     phase: Literal["commentary", "final_answer"] | None = None
@@ -85,7 +86,7 @@ class InputCallOutput(Part):
 
     type: Literal["function_call_output"]
     call_id: Annotated[str, Field(min_length=1, max_length=256)]
-    output: str | list[TextPart]
+    output: str | Items[TextPart]
     id: str | None = None
     status: ItemStatus | None = None
     caller: NoCaller | None = None
@@ -103,8 +104,8 @@ class InputReasoning(Part):
 
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[ReasoningPart] | None = None
-    content: list[ReasoningPart] | None = None
+    summary: Items[ReasoningPart] | None = None
+    content: Items[ReasoningPart] | None = None
     encrypted_content: None = None
     status: ItemStatus | None = None
 

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from ...gateway.fleet.connection import RedisDown, RedisLink
 from ...gateway.fleet.kept_limits import KeptLimits
 from ...gateway.fleet.kept_redis import RedisResponses
-from ...gateway.fleet.kept_responses import KeptResponse, pack, unpack
+from ...gateway.fleet.kept_responses import KeptResponse, pack, read_packed
 from ..errors import ApiError
 
 RETRY_SECONDS = 1
@@ -67,9 +67,9 @@ class MemoryStore:
     async def keep(self, tenant: str, kept: KeptResponse) -> bool:
         """See ``ResponseStore``."""
         limits = self._limits
-        packed = await asyncio.to_thread(pack, kept)
+        packed = await asyncio.to_thread(pack, kept, limits)
         counts = self.counts
-        if len(packed) > min(limits.max_response_bytes, limits.max_bytes) or limits.max_number < 1:
+        if packed is None or limits.max_number < 1:
             counts.num_not_kept += 1
             return False
         self._expire()
@@ -95,7 +95,7 @@ class MemoryStore:
         if kept is None or response_id not in kept:
             return None
         packed, _ = kept[response_id]
-        return await asyncio.to_thread(unpack, packed)
+        return await asyncio.to_thread(read_packed, packed)
 
     async def delete(self, tenant: str, response_id: str) -> bool:
         """See ``ResponseStore``."""
@@ -155,9 +155,8 @@ class FleetStore:
 
     async def keep(self, tenant: str, kept: KeptResponse) -> bool:
         """See ``ResponseStore``."""
-        packed = await asyncio.to_thread(pack, kept)
         try:
-            is_kept = await self._responses.keep(tenant, kept.id, packed)
+            is_kept = await self._responses.keep(tenant, kept)
         except (RedisDown, RedisError):
             is_kept = False
         self.counts.num_kept += is_kept

@@ -98,6 +98,21 @@ def dropped(items: Sequence[Item], num: int) -> list[Item]:
     ]
 
 
+def num_far_over(items: Sequence[Item], max_bytes: int) -> int:
+    """How many of the oldest droppable ones to drop so that the rest takes about ``max_bytes``.
+
+    Never all of them; what it takes is looked at as JSON, no prompt is made.
+    """
+    sizes = [len(msgspec.json.encode(item)) for item in items]
+    too_many, num = sum(sizes) - max_bytes, 0
+    for item, size in zip(items, sizes, strict=True):
+        if too_many <= 0:
+            break
+        if item.get("role") not in ("system", "developer"):
+            too_many, num = too_many - size, num + 1
+    return max(0, min(num, num_droppable(items)))
+
+
 def num_droppable(items: Sequence[Item]) -> int:
     """How many may be dropped so that one is left."""
     return sum(item.get("role") not in ("system", "developer") for item in items) - 1

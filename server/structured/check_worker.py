@@ -8,12 +8,14 @@ from ...engine.errors import RequestError
 from ...engine.grammar.compiler import compile_grammar
 from ...engine.grammar.vocabulary import GrammarTokenizer
 from ...engine.types import Grammar
+from .gbnf import Gbnf, in_lark
 
 
-def check(grammar: Grammar) -> tuple[Grammar, str | None]:
+def check(wanted: Grammar | Gbnf) -> tuple[Grammar | Gbnf, str | None]:
     """The grammar as the engine is to have it, and why it can't be had, if it can't."""
+    grammar = wanted
     try:
-        grammar = _without_gbnf(grammar)
+        grammar = in_lark(wanted) if isinstance(wanted, Gbnf) else wanted
         matcher = compile_grammar(grammar, _bytes())
     except RequestError as error:
         return grammar, error.message
@@ -24,16 +26,3 @@ def check(grammar: Grammar) -> tuple[Grammar, str | None]:
 @cache
 def _bytes() -> GrammarTokenizer:
     return GrammarTokenizer.of_bytes()
-
-
-def _without_gbnf(grammar: Grammar) -> Grammar:
-    """GBNF, as llama.cpp and xgrammar have it, in Lark; told by its ``::=``."""
-    if grammar.kind != "lark" or "::=" not in grammar.text:
-        return grammar
-    from llguidance.gbnf_to_lark import gbnf_to_lark
-
-    try:
-        return Grammar("lark", gbnf_to_lark(grammar.text))
-    except Exception as error:  # whatever a broken text makes it raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise RequestError("grammar", f"is no GBNF: {reason}") from error

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from ..body_lists import Items
+
 _SCHEMA = WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "boolean"}]})
 _SCHEMA_OR_TEXT = WithJsonSchema(
     {"anyOf": [{"type": "object"}, {"type": "boolean"}, {"type": "string"}]}
@@ -48,7 +50,7 @@ class StructuredOutputs(_Part):
 
     json_: Annotated[SchemaOrText, Field(alias="json")] = None
     regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    choice: Annotated[Items[str], Field(min_length=1)] | None = None
     grammar: str | None = None
     json_object: bool | None = None
     structural_tag: None = None

@@ -10,6 +10,7 @@ from ..config import Limits
 from ..errors import bad_field
 from ..openai import SamplingFields
 from .fields import StructuredOutputs
+from .gbnf import Gbnf, is_gbnf
 from .schema_text import schema_text
 
 _FORMAT, _OUTPUTS = "response_format", "structured_outputs"
@@ -19,7 +20,7 @@ class FieldGrammar(NamedTuple):
     """A grammar, and the field that asks for it."""
 
     field: str
-    grammar: Grammar
+    grammar: Grammar | Gbnf
 
 
 def read_grammar(body: SamplingFields, limits: Limits) -> FieldGrammar | None:
@@ -98,6 +99,7 @@ def _of_kind(
 ) -> FieldGrammar | None:
     if value is None:
         return None
+    grammar: Grammar | Gbnf
     match kind:
         case "json":
             text = schema_text(field, _schema(field, value, limits), limits, **(options or {}))
@@ -109,7 +111,8 @@ def _of_kind(
         case "choice":
             grammar = _choice(field, value, limits)
         case _:
-            grammar = Grammar("lark", _bounded(field, value, limits.max_grammar_characters))
+            text = _bounded(field, value, limits.max_grammar_characters)
+            grammar = Gbnf(text) if is_gbnf(text) else Grammar("lark", text)
     return FieldGrammar(field, grammar)
 
 
@@ -139,6 +142,8 @@ def _choice(field: str, choices: list[str], limits: Limits) -> Grammar:
     if not all(choices):
         raise bad_field(field, "must not hold an empty string")
     quoted = (json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices))
+    # The engine's reader of grammars takes no bare DEL, which JSON lets be.
+    quoted = (text.replace("\x7f", "\\u007f") for text in quoted)
     # One terminal: the parser, unlike its lexer, can't have thousands of ways open.
     text = "start: CHOICE\nCHOICE: " + " | ".join(quoted)
     return Grammar("lark", _bounded(field, text, limits.max_grammar_characters))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from branchline.engine.allowed_ids import allow_only, pack_allowed
+from branchline.engine import allowed_ids
+from branchline.engine.allowed_ids import MAX_REMEMBERED, pack_allowed
 from branchline.engine.finish import can_run_ahead
 from branchline.engine.logit_edits import completing_ids
 from branchline.engine.sampler import NO_TOKEN_ID, Sampler, SamplingRow
 from branchline.engine.types import SamplingParams
+from branchline.kernels import ops
 
 VOCAB_SIZE = 50
 
@@ -32,9 +37,46 @@ def test_only_the_rows_that_are_limited_change() -> None:
         forbidden = [one for one in range(VOCAB_SIZE) if one not in ids]
         expected[index, forbidden] = -torch.inf
     packed = pack_allowed({1: (7, 5, 7, 99), 3: (0,)}, VOCAB_SIZE)
-    allow_only(logits, *(torch.from_numpy(array) for array in packed))
+    ops.apply_token_mask(logits, *(torch.from_numpy(array) for array in packed))
     assert torch.equal(logits, expected)
     assert pack_allowed({}, VOCAB_SIZE) == ()
+
+
+def allowed_of(packed: Any, vocab_size: int) -> dict[int, list[int]]:
+    """What each row may be, as the kernel reads it."""
+    rows, bits = (torch.from_numpy(array) for array in packed)
+    logits = torch.zeros(int(rows.max()) + 1, vocab_size)
+    ops.apply_token_mask(logits, rows, bits)
+    return {row: torch.nonzero(logits[row] == 0).flatten().tolist() for row in rows.tolist()}
+
+
+def test_a_list_is_looked_at_once_however_many_steps_there_are() -> None:
+    class Counted(tuple[int, ...]):
+        num_looks = 0
+
+        def __iter__(self) -> Iterator[int]:
+            Counted.num_looks += 1
+            return super().__iter__()
+
+    ids = Counted((7, 5, 7, 99, -1))
+    for step in range(5):
+        packed = pack_allowed({step: ids, step + 3: ids}, VOCAB_SIZE)
+        assert allowed_of(packed, VOCAB_SIZE) == {step: [5, 7], step + 3: [5, 7]}
+    assert Counted.num_looks == 1
+    assert allowed_of(pack_allowed({0: ids}, 6), 6) == {0: [5]}
+
+
+def test_what_is_remembered_is_bounded_and_never_mistaken() -> None:
+    for step in range(3 * MAX_REMEMBERED):
+        only = step % VOCAB_SIZE
+        packed = pack_allowed({0: (only,), 1: (-1,)}, VOCAB_SIZE)
+        if step % 50 < 2:
+            assert allowed_of(packed, VOCAB_SIZE) == {0: [only], 1: []}
+    assert len(allowed_ids._remembered) == MAX_REMEMBERED
+    changing = [1]
+    assert allowed_of(pack_allowed({0: changing}, VOCAB_SIZE), VOCAB_SIZE) == {0: [1]}
+    changing[0] = 2
+    assert allowed_of(pack_allowed({0: changing}, VOCAB_SIZE), VOCAB_SIZE) == {0: [2]}
 
 
 def test_logprobs_are_those_of_the_model() -> None:

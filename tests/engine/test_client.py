@@ -186,7 +186,7 @@ async def test_an_abort_from_elsewhere_ends_the_stream(model):
     "bad",
     [
         {"top_k": 1.5},
-        {"max_tokens": 0},
+        {"max_tokens": -1},
         {"logit_bias": {2**62: 1.0}},
         {"stop_token_ids": (10**6,), "min_tokens": 2},
     ],

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
 import pytest
+from redis_server import redis_server
 
+from branchline.gateway import kept_history
+from branchline.gateway.config import GatewayConfig
 from branchline.gateway.endpoints import RESPONSES, endpoint_of
-from branchline.gateway.fleet.kept_responses import KeptResponse
+from branchline.gateway.fleet.connection import RedisLink
+from branchline.gateway.fleet.identity import digest_key
+from branchline.gateway.fleet.kept_limits import KeptLimits
+from branchline.gateway.fleet.kept_redis import RedisResponses
+from branchline.gateway.fleet.kept_responses import KeptResponse, Sealer
 from branchline.gateway.fleet.redis_errors import RedisDown
-from branchline.gateway.kept_history import read_request
+from branchline.gateway.fleet.redis_names import RedisNames
+from branchline.gateway.fleet_parts import open_fleet_parts
+from branchline.gateway.kept_history import KeptHistory, read_request
 from branchline.gateway.prefix_keys import request_text
 
 QUESTION = {"type": "message", "role": "user", "content": "Why is the sky blue?"}
@@ -62,6 +74,7 @@ async def test_it_is_the_conversation_that_a_client_could_have_sent_itself() -> 
         ("other", "resp_1", Kept()),
         ("acme", "resp_2", Kept()),
         ("acme", "resp_1", Kept(RedisDown("gone"))),
+        ("acme", "resp_1", Kept(TimeoutError())),
         ("acme", "resp_1", None),
     ],
 )
@@ -78,3 +91,59 @@ async def test_nobody_else_waits_for_redis() -> None:
     body = msgspec.json.encode({"messages": [], "previous_response_id": "resp_1"})
     await read_request("/v1/chat/completions", body, "acme", kept)
     assert kept.num_asked == 0
+
+
+class Stuck:
+    """Stands in for a Redis that is slow; counts who waits for it."""
+
+    is_up = True
+
+    def __init__(self) -> None:
+        self.num_waiting = 0
+
+    async def run(self, call: Any) -> None:
+        self.num_waiting += 1
+        await asyncio.Event().wait()
+
+
+async def test_few_are_fetched_at_once_and_none_is_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept_history, "WAIT_SECONDS", 0.05)
+    link: Any = Stuck()
+    kept = KeptHistory(link, RedisNames("test"), "secret")
+    body = {**FOLLOW, "previous_response_id": "resp_1"}
+    texts = await asyncio.gather(*(text_of(body, kept=kept) for _ in range(10)))
+    assert texts == [alone(FOLLOW)] * 10
+    assert link.num_waiting == kept_history.MAX_FINDS
+
+
+async def test_large_ones_leave_the_gateways_own_link_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    links: list[RedisLink] = []
+    open_link = RedisLink.open
+
+    def opened(url: str, *, timeout: float) -> RedisLink:
+        links.append(open_link(url, timeout=timeout))
+        return links[-1]
+
+    monkeypatch.setattr(RedisLink, "open", opened)
+    large = KeptResponse({"id": "resp_1", "output": [{"text": os.urandom(2_000_000).hex()}]}, [])
+    with redis_server() as server:
+        async with AsyncExitStack() as stack:
+            config = GatewayConfig(redis=server.url, replicas=(), fleet_secret="s")
+            parts = await open_fleet_parts(config, "gateway-1", "http://127.0.0.1:1", stack)
+            for work in parts.works.values():
+                work.close()
+            patient = opened(server.url, timeout=10.0)
+            names, sealer = RedisNames(config.fleet_name), Sealer(digest_key("s"))
+            writer = RedisResponses(patient, names, sealer, KeptLimits())
+            assert await writer.keep("acme", large)
+            assert parts.kept is not None
+            with monkeypatch.context() as patch:
+                patch.setattr(links[0], "run", None)
+                found = await asyncio.gather(*(parts.kept.find("acme", "resp_1") for _ in range(4)))
+            assert found == [large] * 4
+            await patient.close()
+        assert [link.is_up for link in links] == [False] * 3

@@ -13,7 +13,7 @@ import pytest
 from asgi_client import AsgiRequest, until
 from fake_engine import FakeEngine
 
-from branchline.engine.types import GenerationRequest, TokenLogprobs, TokenOutput
+from branchline.engine.types import GenerationRequest, SamplingParams, TokenLogprobs, TokenOutput
 from branchline.server.app import create_app
 from branchline.server.beam import Beam, BeamSearch, BeamTerms
 from branchline.server.text.tokenizer import Tokenizer
@@ -30,8 +30,8 @@ def weights(prefix: tuple[int, ...]) -> dict[int, float]:
     return {one: math.log(value / sum(raw)) for one, value in zip(LETTERS, raw, strict=True)}
 
 
-def report(prefix: tuple[int, ...]) -> TokenLogprobs:
-    top = sorted(weights(prefix).items(), key=lambda pair: -pair[1])
+def report(prefix: tuple[int, ...], num_top: int | None = None) -> TokenLogprobs:
+    top = sorted(weights(prefix).items(), key=lambda pair: -pair[1])[:num_top]
     ids, logprobs = [one for one, _ in top], [value for _, value in top]
     return TokenLogprobs(ids[0], logprobs[0], 1, ids, logprobs)
 
@@ -59,7 +59,7 @@ class LikelyEngine(FakeEngine):
         finished = False
         try:
             await self._wait()
-            entry = report(tuple(request.output_token_ids))
+            entry = report(tuple(request.output_token_ids), request.params.logprobs)
             finished = True
             yield TokenOutput(
                 request_id=request.request_id,
@@ -76,9 +76,8 @@ class LikelyEngine(FakeEngine):
 
 
 def search(terms: BeamTerms, max_tokens: int, **params: Any) -> list[Beam]:
-    from branchline.engine.types import SamplingParams
-
-    found = BeamSearch(terms, SamplingParams(max_tokens=max_tokens, **params), [END], room=100)
+    sampling = SamplingParams(max_tokens=max_tokens, **params)
+    found = BeamSearch(terms, sampling, [END], room=100, vocab_size=260)
     while not found.done:
         found.advance([report(beam.token_ids) for beam in found.live])
     return found.best(terms.width)
@@ -104,6 +103,32 @@ def test_ends_are_those_that_were_asked_for() -> None:
     assert all(len(beam.token_ids) >= 4 for beam in search(BeamTerms(3), 9, min_tokens=4))
     ignoring = search(BeamTerms(3), 5, ignore_eos=True)
     assert all(len(beam.token_ids) == 5 for beam in ignoring)
+
+
+def test_only_what_goes_on_or_wins_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Beam] = []
+
+    def counted(*fields: Any) -> Beam:
+        made.append(Beam(*fields))
+        return made[-1]
+
+    monkeypatch.setattr("branchline.server.beam.Beam", lambda *fields: counted(*fields))
+    width, ids = 8, list(range(1000, 1016))
+    params = SamplingParams(max_tokens=5, ignore_eos=True, logprobs=2)
+    found = BeamSearch(BeamTerms(width), params, [END], room=100, vocab_size=2000)
+    made.clear()
+    num_steps = 0
+    while not found.done:
+        falling = [-1.0 - place / 10 for place in range(16)]
+        found.advance([TokenLogprobs(1000, -1.0, 1, ids, falling)] * len(found.live))
+        num_steps += 1
+    assert num_steps == 5
+    assert len(made) == num_steps * width, "not one of each of 16 ways to go on"
+    best = found.best(width)
+    assert best[0].token_ids == (1000,) * 5
+    assert [len(entry.top_token_ids) for entry in best[3].logprobs] == [2] * 5
+    parents = {id(beam.links.before) for beam in best if beam.links is not None}
+    assert len(parents) < width, "what beams have in common is there once"
 
 
 @pytest.fixture
@@ -132,7 +157,9 @@ async def test_beams_come_best_first(house: Harness, engine: LikelyEngine) -> No
         assert len(choice["logprobs"]["top_logprobs"][0]) in (2, 3)
         spoken = [one for one in choice["token_ids"] if one != END]
         assert choice["text"] == bytes(spoken).decode()
-    assert answer["usage"]["completion_tokens"] == 2 * sum(map(len, expected))
+    assert (
+        answer["usage"]["completion_tokens"] == len(engine.requests) > 2 * sum(map(len, expected))
+    )
     assert engine.running == 0
     assert {request.params.logprobs for request in engine.requests} == {6}
 
@@ -151,6 +178,40 @@ async def test_steps_go_on_with_what_was_generated(house: Harness, engine: Likel
 async def test_as_many_logprobs_as_are_asked_for(house: Harness, engine: LikelyEngine) -> None:
     await house.complete("x", use_beam_search=True, n=1, max_tokens=2, logprobs=7)
     assert {request.params.logprobs for request in engine.requests} == {7}
+
+
+async def test_ends_that_must_not_come_yet_leave_others(
+    house: Harness, engine: LikelyEngine
+) -> None:
+    fields = {"use_beam_search": True, "max_tokens": 4, "min_tokens": 3, "return_token_ids": True}
+    answer = (await house.complete("x", stop_token_ids=[98, 99], **fields)).json()
+    token_ids = answer["choices"][0]["token_ids"]
+    assert token_ids[:2] == [97, 97]
+    assert len(token_ids) >= 3
+    assert [request.params.logprobs for request in engine.requests][:3] == [5, 5, 2]
+
+
+async def test_where_all_tokens_are_ends_an_answer_ends_early(house: Harness) -> None:
+    fields = {"use_beam_search": True, "n": 3, "max_tokens": 4, "min_tokens": 3}
+    response = await house.complete("x", stop_token_ids=[97, 98, 99], **fields)
+    choices = response.json()["choices"]
+    assert [choice["finish_reason"] for choice in choices] == ["stop"] * 3
+
+
+async def test_more_answers_than_there_are_is_the_clients_fault(
+    house: Harness, errors_of: Any
+) -> None:
+    response = await house.complete("x", use_beam_search=True, n=5, max_tokens=1)
+    error = errors_of(response, 400)
+    assert error["param"] == "n"
+    assert "4" in error["message"]
+
+
+async def test_beams_that_are_not_shown_are_counted(house: Harness, engine: LikelyEngine) -> None:
+    response = await house.complete("x", use_beam_search=True, best_of=4, n=1, max_tokens=5)
+    usage = response.json()["usage"]
+    assert usage["completion_tokens"] == len(engine.requests) > 5
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
 async def test_chats_are_searched_too(house: Harness) -> None:

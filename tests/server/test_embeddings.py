@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from asgi_client import AsgiRequest, until
+
+from branchline.server import embeddings, wire
 
 from .conftest import ADAPTER, BASE, Harness
 
@@ -107,6 +110,25 @@ async def test_thousands_of_inputs_come_some_at_a_time(harness: Harness) -> None
     data = (await task).json()["data"]
     assert [one["index"] for one in data] == list(range(2000))
     assert data[1999]["embedding"] == pytest.approx(unit(1999 % 250 + 1, 1, 0))
+
+
+async def test_the_answer_is_encoded_a_vector_at_a_time_beside_the_loop(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, threading.Thread]] = []
+
+    def encode(body: Any) -> bytes:
+        calls.append((body, threading.current_thread()))
+        return wire.encode(body)
+
+    monkeypatch.setattr(embeddings, "encode", encode)
+    answer = (await embed(harness, ["a", "b", "c"])).json()
+    assert [one["index"] for one in answer["data"]] == [0, 1, 2]
+    assert sum(isinstance(body, wire.Embedding) for body, _ in calls) == 3
+    assert all(isinstance(body, wire.Embedding) or not body.data for body, _ in calls)
+    assert answer["model"] == BASE
+    assert answer["usage"]["total_tokens"] == 3
+    assert threading.main_thread() not in {thread for _, thread in calls}
 
 
 async def test_a_client_that_leaves_ends_its_requests(harness: Harness) -> None:

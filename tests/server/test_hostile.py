@@ -92,8 +92,10 @@ SAMPLING: list[tuple[str, Any]] = [
     *(("store", True), ("service_tier", "flex")),
     *(("priority", value) for value in (False, 1.5, "1", 2**31, -(2**31) - 1, HUGE, [])),
     *(("cache_salt", value) for value in ("", "x" * 257, 1, [], {}, True)),
-    *(("best_of", 2), ("use_beam_search", True), ("prompt_logprobs", 1)),
-    *(("response_format", {"type": "json_object"}), ("tools", [{}]), ("tool_choice", "required")),
+    *(("best_of", value) for value in (0, "x", 1.5, HUGE)),
+    *(("use_beam_search", value) for value in (1, "x", [])),
+    *(("prompt_logprobs", value) for value in (-1, 21, "x", 1.5)),
+    *(("response_format", {"type": "xml"}), ("tools", [{}]), ("tool_choice", "required")),
     *(("unheard_of", 1), ("unheard_of", None), ("__class__", 1), ("x" * 200, 1), ("", 1)),
 ]
 PROMPTS: list[Any] = [
@@ -123,7 +125,7 @@ CHAT_ONLY: list[tuple[str, Any]] = [
     *(("continue_final_message", value) for value in (1, "x")),
     *(("chat_template_kwargs", value) for value in (1, [], "x", {"messages": []}, {"tools": []})),
     *(("chat_template_kwargs", value) for value in ({"tokenize": True}, {"chat_template": "x"})),
-    *(("prompt", "hi"), ("echo", True), ("chat_template", "{{ 1 }}"), ("functions", [{}])),
+    *(("prompt", "hi"), ("echo", 1), ("chat_template", "{{ 1 }}"), ("functions", [{}])),
 ]
 TEXT_ONLY: list[tuple[str, Any]] = [
     *(("logprobs", value) for value in (True, -1, 21, "x", 1.5)),
@@ -181,7 +183,6 @@ async def test_unlikely_bodies_that_are_fine(harness: Harness) -> None:
         {
             "prompt": "x",
             "safety_identifier": "s",
-            "tools": None,
             "response_format": {"type": "text"},
         },
     ):

@@ -91,7 +91,7 @@ class House:
         else:
             writer = CompletionWriter(answer, tokenizer, body)
         whole = await collect(self.generator.run(choices, model, 0.0), writer)
-        [choice] = msgspec.to_builtins(whole)["choices"]
+        [choice] = msgspec.json.decode(whole)["choices"]
         assert isinstance(choice, dict)
         return choice
 

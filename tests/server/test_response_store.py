@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis_server import RedisServer, redis_server
 
+from branchline.gateway.fleet import kept_responses
 from branchline.gateway.fleet.connection import RedisLink
 from branchline.gateway.fleet.kept_limits import KeptLimits
 from branchline.gateway.fleet.kept_redis import RedisResponses
@@ -31,8 +32,14 @@ def kept(number: int, num_bytes: int = 1000) -> KeptResponse:
     return KeptResponse(response, [{"type": "message", "content": f"secret {number}"}])
 
 
+def packed(one: KeptResponse) -> bytes:
+    data = pack(one, KeptLimits())
+    assert data is not None
+    return data
+
+
 def size(one: KeptResponse) -> int:
-    return len(pack(one))
+    return len(packed(one))
 
 
 class Clock:
@@ -91,6 +98,25 @@ async def test_one_that_is_too_large_is_not_kept() -> None:
     assert store.counts.num_held == 0
 
 
+def wide(num_bytes: int) -> KeptResponse:
+    """One that is small when packed."""
+    return KeptResponse({"id": kept(1).id, "output": []}, [{"content": "x" * num_bytes}])
+
+
+async def test_one_that_is_only_small_when_packed_is_not_kept() -> None:
+    store = MemoryStore(KeptLimits())
+    assert await store.keep("a", wide(15 << 20))
+    assert not await store.keep("a", wide(16 << 20))
+    assert store.counts.num_not_kept == 1
+
+
+async def test_what_cannot_be_read_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, one = MemoryStore(KeptLimits()), wide(1000)
+    assert await store.keep("a", one)
+    monkeypatch.setattr(kept_responses, "MAX_UNPACKED_BYTES", 500)
+    assert await store.find("a", one.id) is None
+
+
 @given(
     st.lists(
         st.tuples(
@@ -125,18 +151,18 @@ def test_counts_stay_true(steps: list[tuple[str, str, int, int]]) -> None:
 
 
 def test_a_seal_binds_tenant_and_id() -> None:
-    sealer, packed = Sealer(SECRET), pack(kept(1))
-    sealed = sealer.seal("a", "resp_1", packed)
-    assert sealer.open("a", "resp_1", sealed) == packed
-    assert packed not in sealed
-    assert sealer.seal("a", "resp_1", packed) != sealed, "a nonce of its own each time"
-    for tenant, response_id, data in [
+    sealer, data = Sealer(SECRET), packed(kept(1))
+    sealed = sealer.seal("a", "resp_1", data)
+    assert sealer.open("a", "resp_1", sealed) == data
+    assert data not in sealed
+    assert sealer.seal("a", "resp_1", data) != sealed, "a nonce of its own each time"
+    for tenant, response_id, other in [
         ("b", "resp_1", sealed),
         ("a", "resp_2", sealed),
         ("a", "resp_1", sealed[:-1] + b"x"),
         ("a", "resp_1", b"short"),
     ]:
-        assert sealer.open(tenant, response_id, data) is None
+        assert sealer.open(tenant, response_id, other) is None
     assert Sealer(b"t" * 32).open("a", "resp_1", sealed) is None
     assert read_kept(sealer, "a", "x", sealer.seal("a", "x", b"not packed")) is None
 
@@ -200,6 +226,13 @@ async def test_redis_is_bounded_for_each_tenant(link: RedisLink, server: RedisSe
         True,
         True,
     ]
+
+
+async def test_redis_gets_none_that_is_only_small_when_packed(link: RedisLink) -> None:
+    store = fleet_store(link, max_json_bytes=10_000)
+    assert await store.keep("a", wide(9_000))
+    assert not await store.keep("a", wide(10_000))
+    assert store.counts.num_not_kept == 1
 
 
 async def test_redis_forgets_in_time(link: RedisLink) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from fake_engine import say
 
+from branchline.server.chat import open_chat_answer
+from branchline.server.responses import open as open_module
+
 from .conftest import BASE, Harness
 from .responses_client import PATH, prompt_of, respond, user
 
@@ -210,6 +213,29 @@ async def test_truncation_drops_the_oldest_items(harness: Harness) -> None:
     assert body["usage"]["input_tokens"] > 512 - 150, "no more than has to be"
     alone = await harness.post(PATH, {"model": BASE, "input": "x" * 2000, "truncation": "auto"})
     assert alone.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_what_is_far_too_long_is_dropped_before_any_prompt_is_made(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+
+    async def opened(services: Any, chat: Any, *rest: Any, **options: Any) -> Any:
+        lengths.append(len(chat.model_dump_json()))
+        return await open_chat_answer(services, chat, *rest, **options)
+
+    monkeypatch.setattr(open_module, "open_chat_answer", opened)
+    long = [user(f"{index:02d}" * 4000) for index in range(40)]
+    items = [{"role": "system", "content": "keep me"}, *long, user("the last")]
+    await respond(harness, items, truncation="auto")
+    assert "keep me" in prompt_of(harness)
+    assert "the last" in prompt_of(harness)
+    assert max(lengths) < 512 * 64 + 4000
+    huge = {"model": BASE, "input": [*long, user("x" * 100_000)], "truncation": "auto"}
+    lengths.clear()
+    refused = await harness.post(PATH, huge)
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert len(lengths) == 1
 
 
 async def test_metrics_count_what_is_kept(harness: Harness) -> None:

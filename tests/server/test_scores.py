@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from fake_engine import FakeEngine, say
 
 from branchline.engine.types import GenerationRequest, TokenLogprobs, TokenOutput
 from branchline.server.app import create_app
+from branchline.server.completion_writer import CompletionWriter
 from branchline.server.text.tokenizer import Tokenizer
 
 from .conftest import BASE, Harness, events, make_client, make_services
@@ -108,6 +110,57 @@ async def test_an_echo_with_logprobs_scores_the_prompt(harness: Harness) -> None
         assert choice["text"][offsets[6] :] == "hello"
     first, second = harness.engine.requests
     assert (first.params.prompt_logprobs, second.params.prompt_logprobs) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "num_entries"),
+    [
+        ({"prompt_logprobs": 4}, "prompt_logprobs", 5 * 30),
+        ({"echo": True, "logprobs": 4}, "logprobs", 5 * 30),
+        ({"echo": True, "logprobs": 0, "prompt_logprobs": 0, "n": 4}, "prompt_logprobs", 8 * 30),
+        ({"echo": True, "logprobs": 3, "stream": True, "n": 2}, "logprobs", 8 * 30),
+    ],
+)
+async def test_scores_of_all_prompts_have_one_limit(
+    tokenizer: Tokenizer, errors_of: Any, fields: dict[str, Any], param: str, num_entries: int
+) -> None:
+    engine = FakeEngine()
+    services = make_services(tokenizer, engine, max_prompt_logprobs_entries=100)
+    async with make_client(create_app(services)) as client:
+        body = {"model": BASE, "prompt": ["x" * 10, "y" * 20], "max_tokens": 9, **fields}
+        error = errors_of(await client.post("/v1/completions", json=body), 400)
+        assert error["param"] == param
+        assert f"asks for {num_entries} logprobs" in error["message"]
+        assert error["message"].endswith("the most is 100")
+        assert not engine.requests
+        fitting = body | {"prompt": "x" * 10}
+        assert (await client.post("/v1/completions", json=fitting)).status_code == 200
+        chat = {"model": BASE, "messages": [{"role": "user", "content": "x" * 99}]}
+        refused = await client.post("/v1/chat/completions", json=chat | {"prompt_logprobs": 1})
+        assert errors_of(refused, 400)["param"] == "prompt_logprobs"
+        assert (await client.post("/v1/chat/completions", json=chat)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fields", [{"prompt_logprobs": 9}, {"echo": True, "logprobs": 9, "stream": True}]
+)
+async def test_many_scores_are_shaped_beside_the_loop(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    threads = []
+    shape = CompletionWriter._completion
+
+    def watched(*args: Any) -> Any:
+        threads.append(threading.get_ident() == loop_thread)
+        return shape(*args)
+
+    loop_thread = threading.get_ident()
+    monkeypatch.setattr(CompletionWriter, "_completion", watched)
+    assert (await harness.complete("x" * 400, **fields)).status_code == 200
+    assert threads[0] is False
+    threads.clear()
+    await harness.complete("x" * 20, **fields)
+    assert all(threads)
 
 
 async def test_an_echo_of_token_ids_has_offsets_too(harness: Harness) -> None:

@@ -40,6 +40,15 @@ def matcher_of(grammar: Grammar) -> LLMatcher:
     return compile_grammar(grammar, GrammarTokenizer.of_bytes())
 
 
+@pytest.mark.parametrize("choice", ["\x7f", 'a\x7f"\\', "\x00\n\x1f", "\x80\u2028\U0001f600"])
+def test_any_character_may_be_in_a_choice(choice: str) -> None:
+    found = read({"structured_outputs": {"choice": [choice, "b"]}})
+    assert found is not None
+    matcher = matcher_of(found.grammar)
+    assert matcher.consume_tokens(list(choice.encode()))
+    assert matcher.is_accepting()
+
+
 def accepts(grammar: Grammar, text: str) -> bool:
     """Whether a grammar matches the whole of a text."""
     matcher = matcher_of(check(grammar)[0])

@@ -12,8 +12,10 @@ import tool_templates
 from fake_engine import FakeEngine, engine_info, say
 from openai import AsyncOpenAI
 
+from branchline.server import chat_messages
 from branchline.server.app import create_app
 from branchline.server.catalog import ServedModel
+from branchline.server.openai import ChatRequest
 from branchline.server.output_plan import ChatOutputs
 from branchline.server.text.tokenizer import Tokenizer
 
@@ -305,3 +307,22 @@ async def test_the_operator_names_the_parsers(tools: Harness) -> None:
         response = await client.post("/v1/chat/completions", json=body)
     [choice] = response.json()["choices"]
     assert choice["message"]["content"] == f"<think>x</think>{CALL}"
+
+
+def test_a_template_is_searched_once_for_thousands_of_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched: list[str] = []
+
+    class Counting:
+        def search(self, template: str) -> None:
+            searched.append(template)
+
+    monkeypatch.setattr(chat_messages, "_ARGUMENTS_AS_TEXT", Counting())
+    monkeypatch.setattr(chat_messages, "_SHORT_IDS", Counting())
+    call = {"id": "a", "function": {"name": "f", "arguments": "{}"}}
+    turns = [{"role": "assistant", "tool_calls": [call] * 100}] * 50
+    body = ChatRequest.model_validate({"model": BASE, "messages": turns})
+    chat = chat_messages.template_chat(body, "{{ tools }}")
+    assert sum(len(turn["tool_calls"]) for turn in chat.messages) == 5000
+    assert len(searched) == 2

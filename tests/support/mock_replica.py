@@ -66,6 +66,9 @@ class MockReplica:
         self.records: list[ResumeRecord] = []
         self.known: set[str] = set()
         self.kept: dict[str, str] = {}
+        self.kept_text = ""
+        self.cuts_kept_after: int | None = None
+        self.kept_peers: list[object] = []
         self.num_left = 0
         self.num_probes = 0
         self.token_seconds = 0.0
@@ -173,14 +176,24 @@ class MockReplica:
         await asyncio.sleep(self.token_seconds * num_tokens)
         return _json(whole_at(request.path, whole_text(num_tokens), num_tokens))
 
-    async def _kept_response(self, request: web.Request) -> web.Response:
+    async def _kept_response(self, request: web.Request) -> web.StreamResponse:
         """``kept`` are names of those that are here, with their tenants."""
         if request.headers.get(fleet.FLEET_SECRET) != self._secret:
             return _error(401, "unauthorized")
         response_id = request.match_info["rest"].partition("/")[0]
         if self.kept.get(response_id) != request.headers[fleet.TENANT]:
             return _error(404, "response_not_found")
-        return _json({"id": response_id, "method": request.method, "path": request.path_qs})
+        assert request.transport is not None
+        self.kept_peers.append(request.transport.get_extra_info("peername"))
+        if self.cuts_kept_after is not None:
+            cut = web.StreamResponse(headers={"content-length": str(self.cuts_kept_after + 1)})
+            await cut.prepare(request)
+            await cut.write(b"x" * self.cuts_kept_after)
+            await asyncio.sleep(0.05)
+            request.transport.close()
+            return cut
+        told = {"id": response_id, "method": request.method, "path": request.path_qs}
+        return _json({**told, "text": self.kept_text} if self.kept_text else told)
 
     async def _fail_early(self, request: web.Request, fault: Fault) -> web.Response | None:
         if fault.kind == "reset":

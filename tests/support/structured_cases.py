@@ -55,6 +55,10 @@ GOOD: list[tuple[dict[str, Any], list[str], list[str]]] = [
     (outputs(choice=["a", "ab", "abc"]), ["a", "ab", "abc"], ["b", "abcd"]),
     (outputs(grammar='start: "a"+ b\nb: /[0-9]/'), ["a1", "aaa9"], ["a", "1"]),
     (outputs(grammar='root ::= "a" item*\nitem ::= [0-9]'), ["a", "a12"], ["1", "b"]),
+    (outputs(choice=["a ::= b"]), ["a ::= b"], ["b"]),
+    (outputs(grammar='// a ::= b\nstart: "a ::= b" | x\nx: "::="'), ["a ::= b", "::="], ["b"]),
+    (outputs(grammar='# of two\n  root-rule ::= "b"\nroot ::= root-rule'), ["b"], ["a"]),
+    (outputs(json={"const": "a ::= b"}), ['"a ::= b"'], ['"b"']),
     ({"guided_json": POINT}, _POINTS, _NO_POINTS),
     ({"guided_regex": "a+"}, ["a", "aa"], ["", "b"]),
     ({"guided_choice": ["a", "b"]}, ["a", "b"], ["c"]),
@@ -192,6 +196,12 @@ HOSTILE: list[dict[str, Any]] = [
     {"guided_json": _nested(200)},
     {"structured_outputs": {"json": True, "whitespace_pattern": "((a*)*)*{1,9999}"}},
 ]
+
+
+def slow(grammar: object) -> object:
+    """Stands in for a check that takes its time."""
+    time.sleep(0.05)
+    return grammar, None
 
 
 def hang(grammar: object) -> object:

@@ -41,7 +41,7 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"extra_body": {"top_k": 1.5}}, "top_k"),
         ({"extra_body": {"unheard_of": 1}}, "unheard_of"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),

@@ -123,6 +123,19 @@ def test_half_of_each_limit_must_be_free() -> None:
     assert num_taken(heard(500, 0, 0, 0, 0)) == 0
 
 
+def test_an_answer_that_was_overtaken_frees_nothing() -> None:
+    headroom = heard(0, 0, 0, 0, 0, at=10)
+    assert num_taken(headroom) == 10
+    headroom.send()
+    headroom.told()
+    headroom.hear(12, (600, 0, 0, 0, 0))
+    headroom.hear(11, (10, 0, 0, 0, 0))
+    assert num_taken(headroom) == 0
+    headroom.forget()
+    headroom.hear(9, (10, 0, 0, 0, 0))
+    assert num_taken(headroom) == 10, "another Redis, by its own clock"
+
+
 def test_the_answer_says_what_all_have_used_with_it() -> None:
     headroom = heard(7, 70, 140, 2, 210)
     first = headroom.take(0, RESERVE, LIMITS, 1)
