@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
 from collections.abc import Mapping
@@ -21,9 +20,9 @@ from .jobs import JobMaker, Received
 from .kept_history import KeptHistory, read_request
 from .prefix_keys import request_text
 from .proxy.attempts import Attempts, NoReplica
-from .proxy.client_side import ClientSide, Receive, Send, watch_client
+from .proxy.client_side import ClientSide, Receive, Send, watched
 from .proxy.exchange import exchange
-from .proxy.guard import ClientGone, Guard
+from .proxy.guard import Guard
 from .proxy.header_rules import encode_headers
 from .proxy.job import Job, Trail
 from .proxy.parts import ProxyParts
@@ -77,24 +76,17 @@ class Generation:
 
     async def _serve(self, caller: Caller, body: bytes, guard: Guard, receive: Receive) -> None:
         self._trail.arrived = time.perf_counter()
-        watching = asyncio.create_task(watch_client(receive, guard))
-        turn: Turn | None = None
-        try:
+        async with watched(receive, guard):
             turn = await self._proxy.turns.take()
-            path, kept = self._trail.path, self._parts.kept
-            request = await read_request(path, body, caller.tenant, kept)
-            job = await self._job(caller, request, body)
-            estimate = self._estimate(job, request)
-            admission = await self._admit(job, estimate)
-            account = Account(job, self._trail, estimate, request.num_answers)
-            await self._proxied(job, guard, admission, account, turn)
-        except asyncio.CancelledError:
-            if guard.takes_back():
-                raise ClientGone("the client left") from None
-            raise
-        finally:
-            watching.cancel()
-            if turn is not None:
+            try:
+                path, kept = self._trail.path, self._parts.kept
+                request = await read_request(path, body, caller.tenant, kept)
+                job = await self._job(caller, request, body)
+                estimate = self._estimate(job, request)
+                admission = await self._admit(job, estimate)
+                account = Account(job, self._trail, estimate, request.num_answers)
+                await self._proxied(job, guard, admission, account, turn)
+            finally:
                 turn.release()
 
     async def _caller(self) -> Caller:

@@ -6,7 +6,6 @@ that says 404 is not the last word.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
 from collections.abc import Mapping
@@ -18,9 +17,9 @@ import aiohttp
 from .errors import GatewayError
 from .estimates import NO_TOKENS
 from .prepare import caller_headers
-from .proxy.client_side import ClientSide, Receive, Send, watch_client
+from .proxy.client_side import ClientSide, Receive, Send, watched
 from .proxy.exchange import exchange
-from .proxy.guard import ClientGone, Guard, UpstreamLost
+from .proxy.guard import Guard, UpstreamLost
 from .proxy.header_rules import encode_headers, to_client, to_replica
 from .proxy.job import Trail
 from .proxy.parts import ProxyParts
@@ -61,15 +60,8 @@ class KeptDoor:
         """Answer a ``target``: method, path and query; raises as ``exchange``."""
 
         async def work(guard: Guard, client: ClientSide) -> None:
-            watching = asyncio.create_task(watch_client(receive, guard))
-            try:
+            async with watched(receive, guard):
                 await self._serve(trail, target, headers, guard, client)
-            except asyncio.CancelledError:
-                if guard.takes_back():
-                    raise ClientGone("the client left") from None
-                raise
-            finally:
-                watching.cancel()
 
         await exchange(self._proxy, trail, send, work)
 

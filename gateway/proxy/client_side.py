@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
 
 from ..error_shapes import error_value, id_headers
 from ..errors import GatewayError
-from .guard import Guard
+from .guard import ClientGone, Guard
 from .header_rules import RawHeaders, encode_headers
 from .job import Trail
 
@@ -69,8 +69,21 @@ class ClientSide:
             await self.whole(error.status, [_JSON, *encode_headers(error.headers)], body)
 
 
-async def watch_client(receive: Receive, guard: Guard) -> None:
-    """Interrupt the request when its client leaves; to be run as a task beside it."""
+@asynccontextmanager
+async def watched(receive: Receive, guard: Guard) -> AsyncIterator[None]:
+    """Interrupt what is done within when the client leaves: raises ClientGone."""
+    watching = asyncio.create_task(_watch(receive, guard))
+    try:
+        yield
+    except asyncio.CancelledError:
+        if guard.takes_back():
+            raise ClientGone("the client left") from None
+        raise
+    finally:
+        watching.cancel()
+
+
+async def _watch(receive: Receive, guard: Guard) -> None:
     with suppress(asyncio.CancelledError):
         while (await receive())["type"] != "http.disconnect":
             pass

@@ -8,6 +8,7 @@ from functools import partial
 
 from ...gateway.prefix_keys import request_variant
 from ..catalog import ServedModel
+from ..chat_messages import to_template
 from ..config import ServeConfig
 from ..generation import ChoiceRequest
 from ..openai import ChatMessage, ChatRequest, CompletionRequest
@@ -99,12 +100,7 @@ def _with_keys(
 
 def _canonical(message: ChatMessage) -> Message:
     """What of a message is in its canonical text, as its client sent it."""
-    content = message.content
-    if not isinstance(content, str):
-        content = "".join(part.text for part in content or ())
-    turn: Message = {"role": message.role, "content": content}
-    if message.name is not None:
-        turn["name"] = message.name
+    turn = to_template(message)
     if message.tool_calls:
         turn["tool_calls"] = [call.model_dump() for call in message.tool_calls]
     return turn

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass
 
 from .call_scan import CallScanner, JsonCall, NamedCall
-from .held import Held, behind_blanks
+from .held import behind_blanks
 from .parts import ContentText, OutputPart
+from .state_parser import StateParser
 from .text_gate import TextGate
 
 
@@ -35,7 +36,7 @@ BARE_FORM = CallFormat((), bare=True)
 FENCE, FENCES = "```", ("```json\n", "```\n")
 
 
-class JsonCallsParser:
+class JsonCallsParser(StateParser):
     """An ``OutputParser`` for calls in ``form``; ``names`` are the tools'.
 
     A call is one as soon as its name is known and its arguments begin. What never gets there is
@@ -43,22 +44,15 @@ class JsonCallsParser:
     """
 
     def __init__(self, form: CallFormat, names: Container[str]) -> None:
+        super().__init__()
         self._form = form
         self._names = names
         self._gate = TextGate(form.marks)
-        self._state: Callable[[str, int], int] = self._start if form.bare else self._content
-        self._parts: list[OutputPart] = []
-        self._held = Held()
+        self._state = self._start if form.bare else self._content
         self._end = form.end
         self._call: CallScanner | None = None
         self._num_calls = 0
         self._in_list = self._is_bare = self._is_after_call = False
-
-    def push(self, text: str) -> list[OutputPart]:
-        """See ``OutputParser``."""
-        self._feed(text)
-        parts, self._parts = self._parts, []
-        return parts
 
     def finish(self) -> list[OutputPart]:
         """See ``OutputParser``."""
@@ -66,14 +60,7 @@ class JsonCallsParser:
         if self._state != self._after_call:  # else it is the beginning of an end
             self._say(held + (call.held if call is not None else "") + self._gate.flush())
         self._call = None
-        parts, self._parts = self._parts, []
-        return parts
-
-    def _feed(self, text: str) -> None:
-        """Each state takes some of the text from a place on, and says where to go on."""
-        place = 0
-        while place < len(text):
-            place = self._state(text, place)
+        return self._taken()
 
     def _say(self, text: str) -> None:
         """Content; blanks at the end of calls are none."""

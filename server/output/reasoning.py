@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from .held import Held, behind_blanks
+from .held import behind_blanks
 from .parts import OutputParser, OutputPart, ReasoningText
+from .state_parser import StateParser
 from .text_gate import TextGate
 
 
@@ -18,7 +18,7 @@ class ThinkingMarks:
     end: str
 
 
-class ReasoningParser:
+class ReasoningParser(StateParser):
     """An ``OutputParser``: thoughts at the beginning of an answer, then what ``rest`` makes of it.
 
     ``is_inside``: the prompt has opened the thoughts already. Blanks around them belong to neither
@@ -26,20 +26,13 @@ class ReasoningParser:
     """
 
     def __init__(self, marks: ThinkingMarks, is_inside: bool, rest: OutputParser) -> None:
+        super().__init__()
         self._marks = marks
         self._is_inside = is_inside
         self._rest = rest
-        self._held = Held()
         self._gate = TextGate((marks.end,))
-        self._state: Callable[[str, int], int] = self._start
-        self._parts: list[OutputPart] = []
+        self._state = self._start
         self._is_first = True
-
-    def push(self, text: str) -> list[OutputPart]:
-        """See ``OutputParser``."""
-        self._feed(text)
-        parts, self._parts = self._parts, []
-        return parts
 
     def finish(self) -> list[OutputPart]:
         """See ``OutputParser``."""
@@ -50,14 +43,7 @@ class ReasoningParser:
             self._parts += self._rest.push(held)
         elif self._state == self._inside:
             self._think(self._gate.flush())
-        parts, self._parts = self._parts, []
-        return parts + self._rest.finish()
-
-    def _feed(self, text: str) -> None:
-        """Each state takes some of the text from a place on, and says where to go on."""
-        place = 0
-        while place < len(text):
-            place = self._state(text, place)
+        return self._taken() + self._rest.finish()
 
     def _start(self, text: str, place: int) -> int:
         place = self._held.take(text, place)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .call_scan import as_json
-from .held import Held, MarkSearch, behind_blanks
+from .held import MarkSearch, behind_blanks
 from .parts import ContentText, OutputPart, ToolCallArguments, ToolCallBegin
+from .state_parser import StateParser
 from .text_gate import TextGate
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
@@ -20,7 +21,7 @@ MAX_NAME = 256
 _NAME = re.compile(r"[\w.:/-]{1,256}", re.ASCII)
 
 
-class XmlCallsParser:
+class XmlCallsParser(StateParser):
     """An ``OutputParser``; ``schemas`` are the tools' parameters by name, which tell texts from
     numbers.
 
@@ -28,11 +29,10 @@ class XmlCallsParser:
     """
 
     def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__()
         self._schemas = schemas
         self._gate = TextGate((CALL, FUNCTION))
-        self._state: Callable[[str, int], int] = self._content
-        self._parts: list[OutputPart] = []
-        self._held = Held()
+        self._state = self._content
         self._value_end = MarkSearch((PARAMETER_END, FUNCTION_END, PARAMETER))
         self._pieces: list[str] = []
         self._num_calls = 0
@@ -40,25 +40,12 @@ class XmlCallsParser:
         self._name = self._parameter = ""
         self._num_parameters = 0
 
-    def push(self, text: str) -> list[OutputPart]:
-        """See ``OutputParser``."""
-        self._feed(text)
-        parts, self._parts = self._parts, []
-        return parts
-
     def finish(self) -> list[OutputPart]:
         """See ``OutputParser``."""
         held = self._held.drop()
         if self._state in (self._content, self._before_function, self._function_name):
             self._say(held + self._gate.flush())
-        parts, self._parts = self._parts, []
-        return parts
-
-    def _feed(self, text: str) -> None:
-        """Each state takes some of the text from a place on, and says where to go on."""
-        place = 0
-        while place < len(text):
-            place = self._state(text, place)
+        return self._taken()
 
     def _say(self, text: str) -> None:
         if self._is_after_call:
