@@ -12,9 +12,10 @@ from ..errors import GatewayError, bad_field
 from ..fleet.aliases import AliasTarget, problem_of_targets
 from ..fleet.versions import PinTier, PutVersion, VersionReport
 from ..types import FleetSnapshot, ReplicaView
+from .asking import Candidates
 from .bringing import Bringer, Held, no_replicas
 from .directory import AdapterDirectory
-from .fan_out import fan_out
+from .fan_out import Uploaded, fan_out
 from .names import check_new_name, not_there
 from .placement import MIN_COPIES, ranked
 from .placer import Placer
@@ -84,29 +85,34 @@ class AdapterAdmin:
             raise no_replicas()
         uploaded = await fan_out(self._client, targets, chunks, content_type, self._bringer.is_up)
         form_pin = _pin_of(uploaded.blob.fields)
-        blob, holders = uploaded.blob.sha256, uploaded.holders
-        return await self._whole(self._put_blob(name, blob, holders, form_pin or pin))
+        return await self._whole(self._put_blob(name, uploaded, targets, form_pin or pin))
 
     async def _put_source(self, name: str, source: str, pin: PinTier | None) -> PutResult:
         put = PutVersion(source=source, pin=pin or self._pin_of(name))
-        candidates = self.candidates(name)
+
+        def candidates() -> Sequence[ReplicaView]:
+            return self.candidates(name)
+
         held = await self._bringer.first_of(candidates, put)
         kind, location = held.report.source_kind or "directory", held.report.source or source
         return await self._take_in(name, held, candidates, put, Source(kind, location), pin)
 
     async def _put_blob(
-        self, name: str, blob: str, holders: Sequence[ReplicaView], pin: PinTier | None
+        self, name: str, uploaded: Uploaded, targets: Sequence[ReplicaView], pin: PinTier | None
     ) -> PutResult:
+        blob, holders = uploaded.blob.sha256, uploaded.holders
         put = PutVersion(
             blob=blob,
             peers=[holder.report.url for holder in holders],
             pin=pin or self._pin_of(name),
         )
-        # Those that failed on the way of the upload come last.
-        have = {holder.replica_id for holder in holders}
-        everyone = self.candidates(name)
-        rest = [*everyone[MIN_COPIES:], *everyone[:MIN_COPIES]]
-        candidates = [*holders, *(one for one in rest if one.replica_id not in have)]
+        # Who holds it comes first, and who failed on the way of the upload last.
+        turns = {target.replica_id: 2 for target in targets}
+        turns.update({holder.replica_id: 0 for holder in holders})
+
+        def candidates() -> Sequence[ReplicaView]:
+            return sorted(self.candidates(name), key=lambda one: turns.get(one.replica_id, 1))
+
         try:
             held = await self._bringer.first_of(candidates, put)
         except GatewayError:
@@ -118,7 +124,7 @@ class AdapterAdmin:
         self,
         name: str,
         held: Held,
-        candidates: Sequence[ReplicaView],
+        candidates: Candidates,
         put: PutVersion,
         source: Source,
         pin: PinTier | None,
@@ -215,15 +221,18 @@ class AdapterAdmin:
 
     async def _hold(self, version: AdapterVersion, pin: PinTier | None) -> None:
         """Have a version on enough replicas; raises GatewayError 503."""
-        have = [replica for replica in self._bringer.holders(version.version_id) if replica.is_up]
-        ids = ranked(version.version_id, (replica.replica_id for replica in self._bringer.up()))
-        rest = sorted(self._bringer.up(), key=lambda replica: ids.index(replica.replica_id))
-        await self._bringer.hold(version, [*have, *(one for one in rest if one not in have)], pin)
 
-    def candidates(self, name: str) -> list[ReplicaView]:
-        """All replicas that are up, in an order of the name's own."""
+        def candidates() -> Sequence[ReplicaView]:
+            have = {one.replica_id for one in self._bringer.holders(version.version_id)}
+            everyone = self.candidates(version.version_id)
+            return sorted(everyone, key=lambda one: one.replica_id not in have)
+
+        await self._bringer.hold(version, candidates, pin)
+
+    def candidates(self, key: str) -> list[ReplicaView]:
+        """All replicas that are up, in an order of the key's own."""
         up = {replica.replica_id: replica for replica in self._bringer.up()}
-        return [up[replica_id] for replica_id in ranked(name, up)]
+        return [up[replica_id] for replica_id in ranked(key, up)]
 
     def _record(self, name: str) -> AdapterRecord:
         record = self.registry.adapter(name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -12,11 +13,14 @@ import msgspec
 from ..errors import GatewayError
 from ..fleet.versions import MAX_PEERS, PinTier, PutVersion, VersionReport, wire_name
 from ..types import FleetSnapshot, ReplicaView
+from .asking import Candidates, Patience, Tries
 from .placement import MIN_COPIES
 from .records import AdapterVersion
 from .replica_client import ReplicaClient, ReplicaFailed, ReplicaRefused
 
 WATCH_SECONDS = 0.5
+SETTLE_SECONDS, AGAIN_SECONDS = 6.0, 0.5
+"""How long, and how often, those are asked again that failed: a dead one is out by then."""
 NO_REPLICA = "no_replica_holds_it"
 _REFETCHED = ("directory", "hub", "http")
 
@@ -35,8 +39,14 @@ class Bringer:
     ``snapshot`` is the fleet as it is now.
     """
 
-    def __init__(self, client: ReplicaClient, snapshot: Callable[[], FleetSnapshot]) -> None:
+    def __init__(
+        self,
+        client: ReplicaClient,
+        snapshot: Callable[[], FleetSnapshot],
+        settle_seconds: float = SETTLE_SECONDS,
+    ) -> None:
         self._client = client
+        self._settle_seconds = settle_seconds
         self._snapshot = snapshot
         self._running: dict[tuple[str, str], asyncio.Task[VersionReport]] = {}
 
@@ -81,64 +91,78 @@ class Bringer:
         if not task.cancelled():
             task.exception()  # somebody may have left before it failed
 
-    async def first_of(self, candidates: Sequence[ReplicaView], put: PutVersion) -> Held:
+    async def first_of(self, candidates: Candidates, put: PutVersion) -> Held:
         """Have a new version made at the first candidate that does not fail.
 
         Raises GatewayError: what the replica refuses, in its words; 503 where all fail.
         """
-        for replica in candidates:
-            try:
-                report = await self._put(replica, put)
-            except ReplicaFailed as error:
-                if _is_final(error):
-                    raise error.as_answer() from error
-                continue
-            return Held(report, (replica,))
+        tries = Tries(candidates)
+        while batch := tries.next(1):
+            report = await self._try(batch[0], put)
+            if report is not None:
+                return Held(report, (batch[0],))
         raise no_replicas()
 
-    async def spread(self, held: Held, candidates: Iterable[ReplicaView], put: PutVersion) -> Held:
+    async def spread(self, held: Held, candidates: Candidates, put: PutVersion) -> Held:
         """Have a version at enough replicas for it to count: two, or all that are up.
 
-        Candidates are tried in their order, as many at once as are missing. Raises GatewayError.
+        As many are asked at once as are missing. The fleet may change meanwhile: who joined is
+        asked too, who is lost is not waited for, and for a while those that failed are asked
+        again, since they may be up in name only. Raises GatewayError.
         """
-        have = list(held.replicas)
-        rest = [replica for replica in candidates if replica not in have]
-        while missing := min(MIN_COPIES, max(1, len(self.up()))) - len(have):
-            batch, rest = rest[: max(0, missing)], rest[max(0, missing) :]
-            if missing < 0:
-                break
+        have, deadline = list(held.replicas), float("inf")
+        tries = Tries(candidates, [replica.replica_id for replica in have])
+        while (missing := self._num_needed() - len(have)) > 0:
+            batch = tries.next(missing)
             if not batch:
-                raise no_replicas()
+                deadline = min(deadline, time.monotonic() + self._settle_seconds)
+                if time.monotonic() >= deadline:
+                    raise no_replicas()
+                await asyncio.sleep(AGAIN_SECONDS)
+                tries.again()
+                continue
             peers = [replica.report.url for replica in have]
             more = msgspec.structs.replace(put, version_id=held.report.version_id, peers=peers)
-            calls = (self._put(replica, more) for replica in batch)
+            calls = (self._try(replica, more) for replica in batch)
             for replica, result in zip(
                 batch, await asyncio.gather(*calls, return_exceptions=True), strict=True
             ):
-                if _is_final(result):
-                    raise result.as_answer()
-                if not isinstance(result, BaseException):
-                    have.append(replica)
-                elif not isinstance(result, ReplicaFailed):
+                if isinstance(result, BaseException):
                     raise result
+                if result is None:
+                    tries.failed(replica)
+                else:
+                    have.append(replica)
         return Held(held.report, tuple(have))
 
+    async def _try(self, replica: ReplicaView, put: PutVersion) -> VersionReport | None:
+        """What a replica made of it, None if it failed; raises GatewayError if all would."""
+        try:
+            return await self._put(replica, put)
+        except ReplicaFailed as error:
+            if _is_final(error):
+                raise error.as_answer() from error
+            return None
+
+    def _num_needed(self) -> int:
+        """How many have to hold a version for it to count."""
+        return min(MIN_COPIES, max(1, len(self.up())))
+
     async def hold(
-        self, version: AdapterVersion, candidates: Sequence[ReplicaView], pin: PinTier | None
+        self, version: AdapterVersion, candidates: Candidates, pin: PinTier | None
     ) -> None:
         """Have a known version at enough replicas, holders first; raises GatewayError 503."""
         name, num_held = version.wire_name, 0
-        for replica in candidates:
-            place = replica.places.get(name)
+        tries = Tries(candidates)
+        while num_held < MIN_COPIES and (batch := tries.next(1)):
+            place = batch[0].places.get(name)
             if place is None or place.error is not None or pin is not None:
                 try:
-                    await self.bring(version, replica, pin)
+                    await self.bring(version, batch[0], pin)
                 except ReplicaFailed:
                     continue
             num_held += 1
-            if num_held >= MIN_COPIES:
-                return
-        if num_held < max(1, min(MIN_COPIES, len(self.up()))):
+        if num_held < self._num_needed():
             raise no_replicas()
 
     async def touch(self, held: Held) -> None:
@@ -162,10 +186,11 @@ class Bringer:
     async def _put(self, replica: ReplicaView, put: PutVersion) -> VersionReport:
         """Have a version at a replica, which may take long, for as long as it is up."""
         call = asyncio.create_task(self._client.put_version(replica.report.url, put))
+        patience = Patience(lambda: self.is_up(replica))
         try:
             while not call.done():
                 await asyncio.wait({call}, timeout=WATCH_SECONDS)
-                if not call.done() and not self.is_up(replica):
+                if not call.done() and patience.is_over():
                     raise ReplicaFailed("it went out meanwhile")
             return call.result()
         finally:

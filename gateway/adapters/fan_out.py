@@ -12,6 +12,8 @@ from typing import Any
 from ..errors import GatewayError
 from ..fleet.versions import BlobAnswer
 from ..types import ReplicaView
+from .asking import Patience
+from .bringing import NO_REPLICA
 from .replica_client import ReplicaClient, ReplicaFailed, ReplicaRefused
 
 MAX_QUEUED_CHUNKS = 8
@@ -37,7 +39,7 @@ class _Branch:
         self, client: ReplicaClient, replica: ReplicaView, content_type: str, is_up: IsUp
     ) -> None:
         self.replica = replica
-        self._is_up = is_up
+        self._patience = Patience(lambda: is_up(replica))
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_QUEUED_CHUNKS)
         call = client.post_blob(replica.report.url, self._chunks(), content_type)
         self.task = asyncio.create_task(call)
@@ -63,9 +65,9 @@ class _Branch:
         await self._wait({self.task}, stall_seconds)
 
     async def _wait(self, tasks: set[asyncio.Task[Any]], stall_seconds: float) -> None:
-        """Until one of ``tasks`` is done, the replica is out, or nothing came for too long."""
+        """Until one of ``tasks`` is done, the replica is lost, or nothing came for too long."""
         deadline = time.monotonic() + stall_seconds
-        while (left := deadline - time.monotonic()) > 0 and self._is_up(self.replica):
+        while (left := deadline - time.monotonic()) > 0 and not self._patience.is_over():
             done, _ = await asyncio.wait(
                 tasks, timeout=min(WATCH_SECONDS, left), return_when=asyncio.FIRST_COMPLETED
             )
@@ -134,8 +136,6 @@ def _result(branches: Sequence[_Branch]) -> Uploaded:
         answers[answer.sha256] = answer
         held.setdefault(answer.sha256, []).append(branch.replica)
     if not held:
-        raise GatewayError(
-            503, "No replica has taken the upload to its end.", code="no_replica_holds_it"
-        )
+        raise GatewayError(503, "No replica has taken the upload to its end.", code=NO_REPLICA)
     sha256 = max(held, key=lambda key: len(held[key]))
     return Uploaded(answers[sha256], tuple(held[sha256]))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable, Sequence
+
+import httpx
 
 from .child import Child, run_to_end
 from .plan import UpConfig, adapter_command, gateway_child, redis_child, replica_children
 from .redis_binary import UpError, find_redis_server
 
 REDIS_SECONDS, START_SECONDS = 15.0, 900.0
+JOIN_SECONDS = 60.0
 _ADDRESS = re.compile(r"http://\S+")
 
 QUIET = frozenset({"redis"})
@@ -52,6 +56,7 @@ class _Up:
         await self._ready([gateway, *replicas], START_SECONDS)
         found = _ADDRESS.search(gateway.ready_text)
         assert found, "the gateway says where it serves"
+        await self._joined(found[0])
         for name, path in config.adapters:
             spec = adapter_command(config, found[0], name, path)
             if await run_to_end(spec, self._tell):
@@ -74,6 +79,21 @@ class _Up:
                 late = [child.spec.name for child in children if not child.ready.is_set()]
                 raise UpError(f"{', '.join(late)} did not come up within {seconds:g} s")
             await asyncio.sleep(0.05)
+
+    async def _joined(self, url: str) -> None:
+        """Wait until the gateway sees all replicas, which say that they serve a moment before."""
+        deadline = asyncio.get_running_loop().time() + JOIN_SECONDS
+        num_seen = 0
+        async with httpx.AsyncClient(base_url=url, timeout=10.0, trust_env=False) as client:
+            while num_seen < self._config.num_replicas:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise UpError(
+                        f"the gateway sees {num_seen} of {self._config.num_replicas} replicas "
+                        f"after {JOIN_SECONDS:g} s"
+                    )
+                await asyncio.sleep(0.1)
+                with contextlib.suppress(httpx.HTTPError):
+                    num_seen = (await client.get("/ready")).json()["num_replicas_up"]
 
     async def stop(self) -> None:
         """The gateway first, which lets its streams end; then the replicas, Redis last."""

@@ -51,6 +51,8 @@ class FakeReplica:
         self.calls: list[tuple[str, object]] = []
         self.go = asyncio.Event()
         self.go.set()
+        self.put_go = asyncio.Event()
+        self.put_go.set()
         self.num_received = 0
 
     def view(self) -> ReplicaView:
@@ -118,6 +120,7 @@ class FakeReplica:
         put = msgspec.json.decode(await request.read(), type=PutVersion)
         self.calls.append(("put", put))
         await self.go.wait()
+        await self.put_go.wait()
         if "put_cut" in self.fails:
             _cut(request)
         if "put" in self.fails:

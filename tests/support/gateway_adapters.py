@@ -81,7 +81,7 @@ async def adapter_gateway(
 
     registry, demand = Registry(store), DemandMeter(clock)  # type: ignore[arg-type]
     client = ReplicaClient(fleet.session, SECRET)
-    bringer = Bringer(client, fleet.snapshot)
+    bringer = Bringer(client, fleet.snapshot, settle_seconds=1.0)
     placer = Placer(registry, bringer, demand, gateway_id, others, fleet.snapshot, clock=clock)
     directory = AdapterDirectory(registry, bringer, placer, demand, clock)
     admin = AdapterAdmin(registry, bringer, client, directory, placer, fleet.snapshot)

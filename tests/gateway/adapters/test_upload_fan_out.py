@@ -149,6 +149,71 @@ async def test_with_only_one_left_nothing_is_acknowledged(gateway: AdapterGatewa
     assert answer.status_code == 201, "one of one that is up is all that can be"
 
 
+@pytest.mark.parametrize("way", ["upload", "source", "rollback"])
+async def test_a_replica_that_joins_meanwhile_gets_it_too(
+    gateway: AdapterGateway, way: str
+) -> None:
+    gateway.fleet.sources["/x"] = b"one"
+    for archive in (b"zero", b"two") if way == "rollback" else ():
+        await gateway.upload("legal", archive)
+    late = gateway.fleet.replicas[1:]
+    for replica in late:
+        replica.is_up = False
+        replica.versions.clear()
+    first = gateway.fleet.replicas[0]
+    first.versions.clear()
+    first.calls.clear()
+    first.put_go.clear()
+    calls = {
+        "upload": lambda: gateway.upload("legal", b"one"),
+        "source": lambda: gateway.put("legal", "/x"),
+        "rollback": lambda: gateway.client.post("/admin/adapters/legal/rollback"),
+    }
+    putting = asyncio.create_task(calls[way]())
+    while not first.calls:
+        await asyncio.sleep(0.01)
+    for replica in late:
+        replica.is_up = True
+    first.put_go.set()
+    answer = await asyncio.wait_for(putting, 10)
+    assert answer.status_code in (200, 201), answer.text
+    assert len(gateway.fleet.holding(b"zero" if way == "rollback" else b"one")) == 2
+
+
+async def test_one_that_is_up_in_name_only_is_not_waited_for_once_it_is_out(
+    gateway: AdapterGateway,
+) -> None:
+    dead, other, alive = (gateway.fleet[name] for name in _first_targets(gateway, "legal"))
+    other.is_up = False
+    dead.fails.add("put")
+    putting = asyncio.create_task(gateway.upload("legal", b"one"))
+    while not any(what == "put" for what, _ in dead.calls):
+        await asyncio.sleep(0.01)
+    assert not putting.done()
+    dead.is_up = False
+    answer = await asyncio.wait_for(putting, 5)
+    assert answer.status_code == 201, answer.text
+    assert gateway.fleet.holding(b"one") == {alive.name}
+
+
+async def test_a_short_absence_ends_nothing(gateway: AdapterGateway) -> None:
+    gateway.fleet.sources["/x"] = b"one"
+    for replica in gateway.fleet.replicas:
+        replica.go.clear()
+    putting = asyncio.create_task(gateway.put("legal", "/x"))
+    while not any(replica.calls for replica in gateway.fleet.replicas):
+        await asyncio.sleep(0.01)
+    for is_up in (False, True):
+        for replica in gateway.fleet.replicas:
+            replica.is_up = is_up
+        await asyncio.sleep(1.2)
+    for replica in gateway.fleet.replicas:
+        replica.go.set()
+    answer = await asyncio.wait_for(putting, 10)
+    assert answer.status_code == 201, answer.text
+    assert len(gateway.fleet.holding(b"one")) == 2
+
+
 async def test_without_replicas_it_is_a_503(gateway: AdapterGateway) -> None:
     for replica in gateway.fleet.replicas:
         replica.is_up = False
