@@ -11,6 +11,7 @@ class AdapterUse:
     """Live requests by adapter; None, the base model, is not counted."""
 
     def __init__(self) -> None:
+        self.num_parked = Tally()
         self._live = Tally()
         self._unpaid: set[str] = set()
 
@@ -24,13 +25,24 @@ class AdapterUse:
         if adapter is not None:
             self._live.add(adapter, -1)
 
+    def parked(self, adapter: str | None) -> None:
+        """A live request neither runs nor waits: it is held."""
+        if adapter is not None:
+            self.num_parked.add(adapter)
+
+    def went_on(self, adapter: str | None) -> None:
+        """A request is not held any more, or is about to end."""
+        if adapter is not None:
+            self.num_parked.add(adapter, -1)
+
     def num_requests(self, adapter: str) -> int:
-        """Live requests, running and waiting."""
+        """Live requests: running, waiting and held."""
         return self._live[adapter]
 
     def waiting(self, num_running: Mapping[str, int]) -> dict[str, int]:
         """Requests that wait, by adapter, when so many run."""
-        waiting = {a: number - num_running.get(a, 0) for a, number in self._live.items()}
+        parked = self.num_parked
+        waiting = {a: n - num_running.get(a, 0) - parked[a] for a, n in self._live.items()}
         return {adapter: number for adapter, number in waiting.items() if number > 0}
 
     def brought(self, adapter: str) -> None:

@@ -24,6 +24,8 @@ from .messages import (
     CallDone,
     FromEngine,
     Generate,
+    GoOn,
+    Hold,
     Start,
     Started,
     StartFailed,
@@ -34,6 +36,7 @@ from .messages import (
 )
 from .progress import OnProgress, tell_nobody
 from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
+from .unread import UnreadOutputs, unread_bound
 
 STOP_SECONDS = 10.0
 LAST_WORDS_SECONDS = 0.5
@@ -52,7 +55,7 @@ class EngineClient:
         self._socket = socket
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
-        self._queues: dict[str, asyncio.Queue[TokenOutput | None]] = {}
+        self._unread: dict[str, UnreadOutputs] = {}
         self.calls = EngineCalls(self._send_call)
         self.on_adapter_event: Callable[[AdapterEvent], None] = lambda event: None
         self.on_block_changes: Callable[[BlockChanges], None] = lambda changes: None
@@ -140,27 +143,28 @@ class EngineClient:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenOutput]:
         """The request's outputs, the last one with a finish reason.
 
-        Leaving early (``aclose``, cancellation) aborts the request in the engine. Raises
-        EngineDeadError when the engine process is or goes away, RequestError for a request
-        that can't be sent.
+        While too many of them wait here unread, the engine computes nothing more of the request.
+        Leaving early (``aclose``, cancellation) aborts it in the engine. Raises EngineDeadError
+        when the engine process is or goes away, RequestError for a request that can't be sent.
         """
         if self.dead.is_set():
             raise EngineDeadError(self.exit_reason or "the engine is gone")
-        if request.request_id in self._queues:
+        if request.request_id in self._unread:
             raise RequestError("request_id", f"{request.request_id!r} is in use")
-        queue: asyncio.Queue[TokenOutput | None] = asyncio.Queue()
-        self._queues[request.request_id] = queue
+        unread = self._unread[request.request_id] = UnreadOutputs()
         finished = False
         try:
             self._try_send(Generate(request), request.request_id)
             while not finished:
-                output = await queue.get()
+                output = await unread.get()
                 if output is None:
                     raise EngineDeadError(self.exit_reason or "the engine is gone")
                 finished = output.finish_reason is not None
+                if unread.read(output) and not self.dead.is_set():
+                    self._send(GoOn(request.request_id))
                 yield output
         finally:
-            del self._queues[request.request_id]
+            del self._unread[request.request_id]
             if not finished:
                 self.abort(request.request_id)
 
@@ -169,11 +173,9 @@ class EngineClient:
 
         Unknown ids are no error.
         """
-        queue = self._queues.get(request_id)
-        if queue is not None:
-            queue.put_nowait(
-                TokenOutput(request_id=request_id, token_ids=[], finish_reason="abort")
-            )
+        unread = self._unread.get(request_id)
+        if unread is not None:
+            unread.put(TokenOutput(request_id=request_id, token_ids=[], finish_reason="abort"))
         if not self.dead.is_set():
             self._send(Abort(request_id))
 
@@ -205,10 +207,11 @@ class EngineClient:
                     self.on_adapter_event(event)
                 if message.blocks is not None:
                     self.on_block_changes(message.blocks)
+                bound = unread_bound(len(self._unread))
                 for output in message.outputs:
-                    queue = self._queues.get(output.request_id)
-                    if queue is not None:
-                        queue.put_nowait(output)
+                    unread = self._unread.get(output.request_id)
+                    if unread is not None and unread.put(output, bound):
+                        self._send(Hold(output.request_id))
 
     async def _watch(self) -> None:
         """Wait for the process to end, then end every request that it held."""
@@ -230,8 +233,8 @@ class EngineClient:
             "the engine was stopped" if stopped else f"the engine exited with {status}"
         )
         self.dead.set()
-        for queue in self._queues.values():
-            queue.put_nowait(None)
+        for unread in self._unread.values():
+            unread.end()
         self.calls.end(self.exit_reason)
 
     async def stop(self) -> None:

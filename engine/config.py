@@ -29,8 +29,8 @@ class EngineConfig:
     CPU, where a larger step computes no faster and holds up streams for longer.
 
     ``kv_cache_gb`` sizes the KV pool in GiB; when None a GPU takes ``gpu_memory_utilization`` of
-    its memory and a CPU takes what ``max_num_seqs`` sequences need, up to a quarter of the
-    machine's memory.
+    its memory and a CPU takes what ``max_num_seqs`` sequences need, up to
+    ``cpu_memory_utilization`` of the machine's memory.
     ``kv_offload_gb`` is host memory for blocks that leave the pool. Requests of different
     tenants share no KV blocks while ``isolate_tenants``.
 
@@ -62,6 +62,7 @@ class EngineConfig:
     max_num_batched_tokens: int | None = None
     block_size: int = 16
     gpu_memory_utilization: float = 0.9
+    cpu_memory_utilization: float = 0.25
     kv_cache_gb: float | None = None
     kv_cache_dtype: KvCacheDtype = "auto"
     num_threads: int | None = None
@@ -86,9 +87,8 @@ class EngineConfig:
         """Refuse what no machine could run."""
         _require("max_num_seqs", self.max_num_seqs >= 1, "at least 1")
         _require("block_size", 1 <= self.block_size <= 256, "between 1 and 256")
-        _require(
-            "gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1, "over 0, at most 1"
-        )
+        for name in ("gpu_memory_utilization", "cpu_memory_utilization"):
+            _require(name, 0 < getattr(self, name) <= 1, "over 0, at most 1")
         _require("kv_cache_gb", self.kv_cache_gb is None or self.kv_cache_gb > 0, "over 0")
         _require(
             "max_model_len", self.max_model_len is None or self.max_model_len >= 2, "at least 2"

@@ -36,6 +36,10 @@ class StepFence:
         """The number that the next launch will have."""
         return self._launched + 1
 
+    def is_through(self, step: int) -> bool:
+        """Whether that step has finished."""
+        return step <= self._finished
+
     def launch(self) -> int:
         """Number a step that is about to be launched."""
         self._launched += 1

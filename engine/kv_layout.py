@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import ops
+from ..lora.clear_memory import clear_tensor
 from .models.config import ModelConfig
 
 
@@ -48,7 +49,7 @@ class KvLayout:
         dtype = self.dtype
         if self.has_scales:
             shape, dtype = (self.block_bytes // (2 * model.num_layers),), torch.uint8
-        return torch.zeros((model.num_layers, 2, num_blocks, *shape), dtype=dtype, device=device)
+        return clear_tensor((model.num_layers, 2, num_blocks, *shape), dtype, device)
 
     def caches(self, pool: Tensor) -> list[ops.KvCache]:
         """What each layer reads and writes: views of the pool."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from .scheduler import Scheduler
 from .step_graphs import StepGraphs
 from .step_launch import LaunchedStep
 from .step_layout import lay_out
+from .step_meter import StepMeter
 from .types import EngineInfo, EngineStats, GenerationRequest, TokenOutput
 
 logger = logging.getLogger(__name__)
@@ -138,6 +138,14 @@ class EngineLoop:
         """End a request; its blocks are free once no step under way reads them."""
         self._grammars.close(request_id)
         self._scheduler.abort(request_id)
+
+    def hold(self, request_id: str) -> None:
+        """Compute nothing more of a request, whose reader is behind, until ``go_on``."""
+        self._scheduler.hold(request_id)
+
+    def go_on(self, request_id: str) -> None:
+        """Go on with a request that is held; it gives what it would have given."""
+        self._scheduler.go_on(request_id)
 
     @property
     def has_work(self) -> bool:
@@ -294,6 +302,8 @@ class EngineLoop:
             num_steps=meter.num_steps,
             num_failed_steps=meter.num_failed_steps,
             num_preemptions=scheduler.num_preemptions,
+            num_held=scheduler.held.num_parked,
+            num_holds=scheduler.held.num_holds,
             num_prompt_tokens=meter.num_prompt_tokens,
             num_computed_prompt_tokens=scheduler.num_computed_prompt_tokens,
             num_queued_prompt_tokens=scheduler.load.num_queued_tokens,
@@ -322,27 +332,5 @@ class EngineLoop:
         self._scheduler.check()
         self.adapters.check()
         if not self.has_work:
-            assert not self._grammars.num_open, "the grammars of requests that have ended"
-
-
-class StepMeter:
-    """Counts steps and tokens and remembers how long the last steps took."""
-
-    def __init__(self, window: int = 1000) -> None:
-        self.num_steps = 0
-        self.num_failed_steps = 0
-        self.num_prompt_tokens = 0
-        self.num_generation_tokens = 0
-        self.last_step_seconds = 0.0
-        self.p99_step_seconds = 0.0
-        self._recent: deque[float] = deque(maxlen=window)
-
-    def record(self, seconds: float, outputs: Sequence[TokenOutput]) -> None:
-        """Take in one step; the percentile is renewed every 64 steps."""
-        self.num_steps += 1
-        self.num_generation_tokens += sum(len(output.token_ids) for output in outputs)
-        self.last_step_seconds = seconds
-        self._recent.append(seconds)
-        if self.num_steps % 64 == 1:
-            ranked = sorted(self._recent)
-            self.p99_step_seconds = ranked[int(0.99 * (len(ranked) - 1))]
+            num_held = self._scheduler.held.num_parked
+            assert self._grammars.num_open <= num_held, "the grammars of requests that have ended"

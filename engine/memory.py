@@ -13,8 +13,6 @@ from .errors import EngineStartError
 
 GIB = 1024**3
 MIB = 1024**2
-CPU_SHARE = 0.25
-"""Of the machine's memory, what a CPU engine takes for KV unless told."""
 SPARE_BYTES = 512 * MIB
 """On a GPU, for what is made after the pool: staging of copies, and the allocator's holes."""
 GRAPH_BYTES = GIB
@@ -40,7 +38,7 @@ def kv_budget(config: EngineConfig, device: torch.device, wanted: int, step_byte
     stated = config.kv_cache_gb
     if device.type == "cpu":
         available = machine_memory()
-        otherwise = min(wanted, int(available * CPU_SHARE))
+        otherwise = min(wanted, int(available * config.cpu_memory_utilization))
     else:
         captures = not config.enforce_eager
         available = gpu_room(device, 1.0, step_bytes, captures)
@@ -104,6 +102,7 @@ def num_blocks_for(budget: int, block_bytes: int, block_size: int, max_model_len
         raise EngineStartError(
             f"the KV cache of {size_text(budget)} holds {fits} tokens, fewer than "
             f"max_model_len {max_model_len}, which needs {size_text(needed * block_bytes)}: "
-            f"raise kv_cache_gb (or gpu_memory_utilization) or lower max_model_len"
+            "raise kv_cache_gb (or gpu_memory_utilization, on a CPU cpu_memory_utilization) "
+            "or lower max_model_len"
         )
     return num_blocks

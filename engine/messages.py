@@ -29,6 +29,18 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
     request_id: str
 
 
+class Hold(msgspec.Struct, tag=True, frozen=True):
+    """Compute nothing more of one request, and give back what it holds, until ``GoOn``."""
+
+    request_id: str
+
+
+class GoOn(msgspec.Struct, tag=True, frozen=True):
+    """Go on with a request that is held."""
+
+    request_id: str
+
+
 class ReportCache(msgspec.Struct, tag=True, frozen=True):
     """Answer with a CacheReport of the ``max_prefixes`` biggest prefixes."""
 
@@ -157,5 +169,5 @@ class CallDone(msgspec.Struct, tag=True, frozen=True):
 
 CacheCall = ReportCache | ResetCache | PinPrefix | RemovePin
 AdapterCall = AddAdapter | RemoveAdapter | LoadAdapter | EvictAdapter | PinAdapter | ReportAdapters
-ToEngine = Start | Generate | Abort | Stop | CacheCall | AdapterCall
+ToEngine = Start | Generate | Abort | Hold | GoOn | Stop | CacheCall | AdapterCall
 FromEngine = Starting | Started | StartFailed | StepDone | CallDone

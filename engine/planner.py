@@ -57,6 +57,8 @@ class StepPlanner:
                 return
             if request.status is not RequestStatus.RUNNING or request in self.queue:
                 continue
+            if request.is_held:
+                continue
             if not can_run_ahead(request, self.limits.max_model_len):
                 continue
             if self.admission.make_room(request, step):
@@ -78,13 +80,17 @@ class StepPlanner:
                 break
             if step.num_refused >= MAX_REFUSED or step.num_matched >= MAX_MATCHED:
                 break
+            if request.is_held:
+                continue
             if request.status is RequestStatus.RUNNING or self._start(request, step):
                 self._plan_prefill(request, step)
             elif self.queue.overdue(request) and not self.admission.is_loading(request):
                 break  # nobody overtakes it any more
         planned = {chunk.request for chunk in step.chunks}
         for request in self.seats.running:  # when no one else can start, those go on that have
-            if step.budget and request in self.queue and request not in planned:
+            if request.is_held or request in planned:
+                continue
+            if step.budget and request in self.queue:
                 self._plan_prefill(request, step)
         for chunk in step.chunks:
             if chunk.end == chunk.request.num_tokens and chunk.request in self.queue:

@@ -24,6 +24,8 @@ from .messages import (
     CallDone,
     FromEngine,
     Generate,
+    GoOn,
+    Hold,
     PinPrefix,
     RemovePin,
     ReportCache,
@@ -146,8 +148,12 @@ class EngineServer:
             self._rejected += loop.add(message.request)
         elif isinstance(message, Abort):
             loop.abort(message.request_id)
-            if not loop.has_work:
-                self._send(StepDone([], loop.stats()))
+            self._tell_of_rest(loop)
+        elif isinstance(message, Hold):
+            loop.hold(message.request_id)
+            self._tell_of_rest(loop)
+        elif isinstance(message, GoOn):
+            loop.go_on(message.request_id)
         elif isinstance(message, Stop):
             self._stopping = True
         elif isinstance(message, CacheCall):
@@ -158,6 +164,11 @@ class EngineServer:
             if done is not None:
                 self._send(StepDone([], loop.stats(), news_of(loop.adapters)))
                 self._send(done)
+
+    def _tell_of_rest(self, loop: EngineLoop) -> None:
+        """Send the counts where no step will, since there is nothing to compute any more."""
+        if not loop.has_work:
+            self._send(StepDone([], loop.stats()))
 
     def _refuse(self, request_id: str, error: str) -> None:
         self._rejected.append(

@@ -17,6 +17,7 @@ class RequestStatus(enum.Enum):
 
     WAITING = "waiting"
     RUNNING = "running"
+    HELD = "held"
     FINISHED = "finished"
 
 
@@ -32,6 +33,7 @@ class Request:
     ``adapter_start`` is the first position that the adapter computes: 0, but for activated LoRA.
     ``prompt_output`` gathers what is wanted of the prompt besides tokens. Nothing is sampled for
     one with ``pooling``, or of no output tokens: it ends with its prompt.
+    ``is_held``: nothing more is planned for it, and with its last step it is HELD.
     ``ticket`` is the fair queue's own.
     """
 
@@ -57,6 +59,7 @@ class Request:
     num_cached_tokens: int | None = None
     num_preemptions: int = 0
     last_step: int = 0
+    is_held: bool = False
     slot: SlotLease | None = None
     finish_reason: FinishReason | None = None
     queue_seconds: float | None = None

@@ -14,6 +14,7 @@ from .cache_use import CacheUse
 from .errors import RequestError
 from .fair_queue import FairQueue
 from .finish import finish_reason
+from .held import HeldRequests
 from .intake import Intake
 from .limits import SchedulerLimits
 from .outputs import ended_output, overloaded_output, prompt_output, token_output
@@ -68,6 +69,7 @@ class Scheduler:
         self._retry_after = RetryAfter(clock)
         self._slots = slots
         self.adapter_use = AdapterUse()
+        self.held = HeldRequests(self._queue, self._seats, self._admission, self.adapter_use)
         self._planner = StepPlanner(
             limits=limits,
             adapters=adapters,
@@ -117,6 +119,21 @@ class Scheduler:
         request = self._requests.get(request_id)
         if request is not None:
             self._finish(request, "abort")
+
+    def hold(self, request_id: str) -> None:
+        """Compute nothing of a request until ``go_on``; an unknown or ended one is no error.
+
+        A step under way still gives its token.
+        """
+        request = self._requests.get(request_id)
+        if request is not None:
+            self.held.hold(request)
+
+    def go_on(self, request_id: str) -> None:
+        """Undo ``hold``; no error for a request that is unknown, ended or not held."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self.held.go_on(request)
 
     def fail_adapter(self, adapter: str, error: str) -> list[TokenOutput]:
         """End the requests that wait for an adapter which can't be had."""
@@ -185,6 +202,7 @@ class Scheduler:
                 outputs.append(self._advance(request, token))
             elif not request.samples and chunk.end == request.num_tokens:
                 outputs.append(self._complete(request))
+        self.held.settle()
         return outputs
 
     def _commit(self, request: Request, num_computed_tokens: int) -> None:
@@ -220,11 +238,13 @@ class Scheduler:
     def fail(self, plan: StepPlan, error: str) -> list[TokenOutput]:
         """End the requests of a step that failed; nothing that it wrote is kept."""
         self._seats.fence.finish(plan.number)
-        return [
+        outputs = [
             self._finish(chunk.request, "error", error)
             for chunk in plan.chunks
             if chunk.request.status is RequestStatus.RUNNING
         ]
+        self.held.settle()
+        return outputs
 
     def _finish(
         self,
@@ -238,6 +258,7 @@ class Scheduler:
         if request.status is RequestStatus.RUNNING:
             self._seats.leave(request)
         self._admission.ended(request)
+        self.held.ended(request)
         self.adapter_use.ended(request.adapter)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
@@ -248,13 +269,13 @@ class Scheduler:
 
     @property
     def has_requests(self) -> bool:
-        """Whether any request is live."""
-        return bool(self._requests)
+        """Whether there is any request to compute: one that is live and not held."""
+        return len(self._requests) > self.held.num_parked
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have no seat."""
-        return len(self._requests) - len(self._seats.running)
+        """Requests that have no seat and want one."""
+        return len(self._requests) - len(self._seats.running) - self.held.num_parked
 
     @property
     def running(self) -> list[Request]:
@@ -262,7 +283,7 @@ class Scheduler:
         return self._seats.running
 
     def num_requests_of(self, adapter: str) -> int:
-        """Live requests of an adapter, running and waiting."""
+        """Live requests of an adapter: running, waiting and held."""
         return self.adapter_use.num_requests(adapter)
 
     @property
@@ -281,9 +302,12 @@ class Scheduler:
         self._seats.check()
         self._admission.check()
         self._queue.check()
+        self.held.check()
         self.cache.check()
         live = self._requests.values()
-        assert all(r.status is RequestStatus.RUNNING or r in self._queue for r in live)
+        waits_or_runs = [r for r in live if r.status is not RequestStatus.HELD]
+        assert all(r.status is RequestStatus.RUNNING or r in self._queue for r in waits_or_runs)
+        assert len(live) - len(waits_or_runs) == self.held.num_parked
         waiting = [request for request in live if request.status is RequestStatus.WAITING]
         assert len(waiting) == self.num_waiting
         assert self._queue.num_waiting_tokens == sum(len(r.token_ids) for r in waiting)

@@ -165,8 +165,10 @@ class EngineStats:
     ``num_free_blocks`` can be had at once: unused ones, and cached ones that nobody uses now
     (``num_evictable_blocks``). ``num_cached_blocks`` are all that the prefix cache holds on the
     device, in use or not, ``num_host_blocks`` those in host memory. Adapters are counted in the
-    nearest tier that holds a copy; ``max_adapters`` can be on the device at once.
-    ``num_queued_prompt_tokens`` are neither cached nor computed, of waiting and running requests.
+    nearest tier that holds a copy; ``max_adapters`` can be on the device at once. ``num_held``
+    requests neither run nor wait, since nobody reads what they have given; ``num_holds`` counts how
+    often one came to that. ``num_queued_prompt_tokens`` are neither cached nor computed, of waiting
+    and running requests.
     Requests that find their grammar compiled, or being compiled, are ``num_grammar_hits``;
     ``grammar_wait_seconds`` is what steps waited for masks, beyond their forward pass.
     ``prompt_tokens_per_second`` is measured over the last steps that were mostly prompts, 0 before.
@@ -179,6 +181,8 @@ class EngineStats:
     num_steps: int = 0
     num_failed_steps: int = 0
     num_preemptions: int = 0
+    num_held: int = 0
+    num_holds: int = 0
     num_prompt_tokens: int = 0
     num_computed_prompt_tokens: int = 0
     num_queued_prompt_tokens: int = 0

@@ -33,6 +33,7 @@ from .error_shapes import error_answer, id_headers
 from .errors import GatewayError
 from .fleet.headers import REQUEST_ID
 from .fleet.http_server import request_id_of
+from .fleet.messages_errors import is_messages_path
 from .gate import Gate
 from .generate import GenerateDoor
 from .kept_api import KEPT_ENDPOINT, KEPT_RESPONSES, KeptDoor
@@ -151,6 +152,8 @@ class GatewayApp:
             raise GatewayError(404, "There is nothing at this path.", code="not_found")
         if path in ENDPOINTS:
             raise wrong_method(path, method, "POST")
+        if is_messages_path(path):
+            raise no_path(path, method)
         if path == "/v1/models" or path.startswith("/v1/models/"):
             if method not in ("GET", "HEAD"):
                 raise wrong_method(path, method, "GET")
@@ -172,6 +175,11 @@ def wrong_method(path: str, method: str, allowed: str) -> GatewayError:
     )
 
 
+def no_path(path: str, method: str) -> GatewayError:
+    """404."""
+    return GatewayError(404, f"There is no {method} {path} here.", code="not_found")
+
+
 def json_response(value: object, status: int = 200) -> Response:
     """A value as JSON."""
     return Response(msgspec.json.encode(value), status, media_type="application/json")
@@ -181,8 +189,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, method = request.url.path, request.method
     if error.status_code == 404:
-        message = f"There is no {method} {path} here."
-        return GatewayError(404, message, code="not_found").response()
+        return no_path(path, method).response()
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         return wrong_method(path, method, allowed).response()

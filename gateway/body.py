@@ -92,7 +92,7 @@ def parse_body(body: bytes, decode: Decode = decode_plain) -> ModelRequest:
     except msgspec.ValidationError as error:
         raise _from_validation(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise GatewayError(400, f"The body is not valid JSON: {error}.") from None
+        raise GatewayError(400, not_json(body, error)) from None
     except RecursionError:
         raise GatewayError(400, "The body is nested too deeply.") from None
     if decode is decode_plain and parsed.num_prompts > MAX_PROMPTS:
@@ -101,6 +101,14 @@ def parse_body(body: bytes, decode: Decode = decode_plain) -> ModelRequest:
         num_messages = len(parsed.messages)
         raise bad_field("messages", f"holds {num_messages} messages, the most is {MAX_MESSAGES}")
     return parsed
+
+
+def not_json(body: bytes, error: Exception) -> str:
+    """What is wrong with a body that can't be read; msgspec takes half a pair for a cut end."""
+    what = "it is empty" if not body.strip() else str(error).removesuffix(".")
+    if "truncated" in what and body.rstrip().endswith((b"}", b"]", b'"')):
+        what = "a string in it is cut, or holds half of a surrogate pair"
+    return f"The body is not valid JSON: {what}."
 
 
 def _from_validation(message: str) -> GatewayError:

@@ -25,11 +25,16 @@ _ANY = msgspec.json.Decoder()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One of them. ``keeps_done``: its clients' streams end with ``[DONE]``."""
+    """One of them.
+
+    ``keeps_done``: its clients' streams end with ``[DONE]``. ``has_default_model``: without a
+    model the base is asked.
+    """
 
     decode: Decode = decode_plain
     charges: Charges = "answer"
     keeps_done: bool = True
+    has_default_model: bool = False
 
     def parse(self, body: bytes) -> ModelRequest:
         """Raises GatewayError 400 that names the field."""
@@ -77,8 +82,8 @@ ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType(
         MESSAGES: Endpoint(decode=_decode_as(_messages), keeps_done=False),
         "/v1/messages/count_tokens": Endpoint(decode=_decode_as(_messages), charges="request"),
         "/v1/embeddings": Endpoint(decode=_decode_as(_embeddings), charges="input"),
-        "/tokenize": Endpoint(charges="request"),
-        "/detokenize": Endpoint(charges="request"),
+        "/tokenize": Endpoint(charges="request", has_default_model=True),
+        "/detokenize": Endpoint(charges="request", has_default_model=True),
     }
 )
 

@@ -18,6 +18,7 @@ class _Numbered(msgspec.Struct):
 
 
 _NUMBERED = msgspec.json.Decoder(_Numbered)
+_ERRORS = msgspec.json.Decoder(dict[str, Any])
 
 
 def error_value(path: str, error: GatewayError, request_id: str | None = None) -> dict[str, Any]:
@@ -33,6 +34,17 @@ def id_headers(path: str, request_id: str) -> list[tuple[bytes, bytes]]:
     if is_messages_path(path):  # where Anthropic's clients look for it
         names.append(b"request-id")
     return [(name, request_id.encode()) for name in names]
+
+
+def with_own_id(path: str, body: bytes, request_id: str) -> bytes:
+    """A replica's error with the client's id of the request, where its shape says one."""
+    if not is_messages_path(path):
+        return body
+    try:
+        value = _ERRORS.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return body
+    return msgspec.json.encode({**value, "request_id": request_id})
 
 
 def error_answer(path: str, error: GatewayError, request_id: str) -> Response:

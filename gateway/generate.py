@@ -104,7 +104,10 @@ class Generation:
         trail = self._trail
         text = request_text(request.messages, request.prompt)
         key = prepare.split_key(caller, self._headers, request, text)
-        caller, target = await self._target(caller, request.model, key)
+        model = request.model
+        if model is None and self._endpoint.has_default_model:
+            model = self._proxy.adapters.default_model(caller, self._proxy.view.snapshot())
+        caller, target = await self._target(caller, model, key)
         if caller is PROBE and target.digest is not None:
             raise GatewayError(404, "This is for base models only.", code="model_not_found")
         trail.model, trail.label = target.name, target.label

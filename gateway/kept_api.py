@@ -1,7 +1,8 @@
 """``/v1/responses/ID``: kept responses, told or deleted by whichever replica knows them.
 
-In a fleet with Redis that is every replica; without one it is the replica that answered, so one
-that says 404 is not the last word.
+In a fleet with Redis that is every replica, and the first one's word is the last, but for a 503:
+its Redis may be away and another's not. Without one it is the replica that answered, so a 404 of
+another is not the last word.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import aiohttp
 from .errors import GatewayError
 from .estimates import NO_TOKENS
 from .prepare import caller_headers
+from .proxy.attempt import Refusal
 from .proxy.client_side import ClientSide, Receive, Send, watched
 from .proxy.exchange import exchange
 from .proxy.guard import Guard, UpstreamLost
@@ -33,8 +35,12 @@ if TYPE_CHECKING:
 KEPT_RESPONSES = "/v1/responses/"
 KEPT_ENDPOINT = f"{KEPT_RESPONSES}ID"
 """Stands for them all in logs and metrics."""
+USAGE_LABEL = "-"
+"""Under which requests count that are no model's; no model can have this name."""
 TIMEOUT_SECONDS = 15.0
 """How long a replica may take for the first byte, and for each piece after it."""
+UNKNOWN, AWAY = 404, 503
+"""What a replica says that does not know a response, and one that can't ask its Redis."""
 MAX_QUERY_BYTES = 2048
 MAX_BUFFERED_BYTES = 1 << 16
 """What is longer goes out as it comes, and can't be asked for again elsewhere."""
@@ -91,7 +97,7 @@ class KeptDoor:
         """As a request that takes no tokens."""
         record = self._tenants.record(caller.tenant)
         try:
-            return await self._limiter.admit(caller, record, NO_TOKENS, "base")
+            return await self._limiter.admit(caller, record, NO_TOKENS, USAGE_LABEL)
         except GatewayError as error:
             self._proxy.metrics.limited(error.code)
             raise
@@ -111,11 +117,10 @@ class _Asking:
     ) -> None:
         self._proxy, self._guard, self._client = proxy, guard, client
         self._method, self._url_path, self._headers = method, url_path, headers
-        self._unknown: aiohttp.ClientResponse | None = None
-        self._unknown_body = b""
+        self._refusal: Refusal | None = None
 
     async def run(self) -> None:
-        """Pass on what the first one says that knows it; raises GatewayError, UpstreamLost."""
+        """Pass on the first last word, or the best there was; raises GatewayError, UpstreamLost."""
         up = [replica for replica in self._proxy.view.snapshot().replicas if replica.is_up]
         random.shuffle(up)
         for replica in up:
@@ -125,9 +130,9 @@ class _Asking:
             except UpstreamLost:
                 if self._client.has_started:
                     raise
-        if self._unknown is not None:
-            headers = to_client(self._unknown.headers)
-            await self._client.whole(404, headers, self._unknown_body)
+        if self._refusal is not None:
+            refusal = self._refusal
+            await self._client.whole(refusal.status, refusal.headers, refusal.body)
             return
         raise GatewayError(
             503,
@@ -145,7 +150,9 @@ class _Asking:
         except LOST_ERRORS as error:
             raise UpstreamLost(type(error).__name__) from error
         try:
-            if response.status >= 500 or response.status in (401, 403):
+            if response.status in (401, 403) or (
+                response.status >= 500 and response.status != AWAY
+            ):
                 return False
             return await self._pass_on(response)
         finally:
@@ -157,14 +164,15 @@ class _Asking:
             first += more
             if len(first) > MAX_BUFFERED_BYTES:
                 break
-        if response.status == 404:
-            self._unknown, self._unknown_body = response, first
+        status, headers = response.status, to_client(response.headers)
+        if status == AWAY or (status == UNKNOWN and not self._proxy.shares_responses):
+            if self._refusal is None or status == UNKNOWN:
+                self._refusal = Refusal(status, headers, first)
             return False
-        headers = to_client(response.headers)
         if not more:
-            await self._client.whole(response.status, headers, first)
+            await self._client.whole(status, headers, first)
             return True
-        await self._client.start(response.status, headers)
+        await self._client.start(status, headers)
         await self._client.write(first)
         while more := await self._read(response):
             await self._client.write(more)

@@ -124,7 +124,7 @@ def chat_text(messages: Iterable[object]) -> bytes:
     parts: list[bytes] = []
     num_bytes = 0
     for message in messages:
-        content = content_text(message.get("content")) if isinstance(message, Mapping) else None
+        content = _content_of(message) if isinstance(message, Mapping) else None
         if content is None or not isinstance(message, Mapping) or num_bytes >= MAX_BYTES:
             break
         role, name = message.get("role"), message.get("name")
@@ -139,6 +139,12 @@ def chat_text(messages: Iterable[object]) -> bytes:
             parts.append(called)
             num_bytes += len(called)
     return b"".join(parts)
+
+
+def _content_of(message: Mapping[object, object]) -> str | None:
+    """Its text, or what an assistant said in its place when it refused."""
+    given = message.get("content")
+    return content_text(message.get("refusal") if given is None else given)
 
 
 def calls_text(calls: object) -> bytes | None:

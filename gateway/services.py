@@ -122,6 +122,7 @@ def _proxy_parts(config: GatewayConfig, fleet: FleetParts, metrics: GatewayMetri
         budget=RetryBudget(),
         limits=config.limits,
         turns=Turns(),
+        shares_responses=fleet.kept is not None,
     )
 
 

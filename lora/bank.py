@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..kernels import ops
+from .clear_memory import clear_tensor
 from .dense import DensePool
 from .errors import AdapterError
 from .footprint import Footprint, Kept
@@ -51,11 +52,11 @@ class GroupPool:
         self.num_pages = num_pages
         size_a = (num_layers, num_pages, a_ranks, shape.in_features)
         size_b = (num_layers, num_pages, PAGE_RANK, shape.out_features)
-        self.a = torch.zeros(size_a, dtype=dtype, device=device)
-        self.b = torch.zeros(size_b, dtype=dtype, device=device)
+        self.a = clear_tensor(size_a, dtype, device)
+        self.b = clear_tensor(size_b, dtype, device)
         self.scales: torch.Tensor | None = None
         if dtype == ops.FP8:
-            self.scales = torch.zeros(size_a[:-1], dtype=torch.float32, device=device)
+            self.scales = clear_tensor(size_a[:-1], torch.float32, device)
         self.a_layers = self.a.unbind(0)
         self.b_layers = self.b.unbind(0)
         self.scale_layers: tuple[torch.Tensor | None, ...] = (None,) * num_layers

@@ -119,14 +119,19 @@ def _from_details(details: list[ErrorDetails]) -> ApiError:
 
 
 def _path(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A fault's place in the body, without the names of a union's branches.
-
-    They are pydantic's, or tags of ours like ``<text>``.
-    """
+    """A fault's place in the body, without the names of a union's branches."""
     return tuple(
         part if isinstance(part, int) else _shown(part)
         for part in loc
-        if isinstance(part, int) or not (part in {"str", "int"} or part.startswith(("list[", "<")))
+        if isinstance(part, int) or not _is_branch(part)
+    )
+
+
+def _is_branch(part: str) -> bool:
+    """Whether it is a name that pydantic gives to a union's branch, or a tag of ours."""
+    is_class = part[:1].isupper() and part.isidentifier()
+    return (
+        is_class or part in {"str", "int"} or part.startswith(("list[", "dict[", "literal[", "<"))
     )
 
 

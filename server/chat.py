@@ -18,7 +18,7 @@ from .prompt_cut import echoed, truncated
 from .sampling import fit_max_tokens, sampling_params, with_seed
 from .sampling_rules import check_prompt_scores
 from .services import Services
-from .structured.read import read_grammar
+from .structured.read import FieldGrammar, read_grammar
 from .text.tokenizer import Tokenizer
 from .tool_choice import ToolTerms
 
@@ -52,17 +52,19 @@ async def open_chat_answer(
     """
     params = with_seed(sampling_params(body, services.sampling.of(model)))
     terms = services.outputs.read(body)
+    given = read_grammar(body, services.sampling.limits)
     prompt = await services.prompts.chat(body, model)
     tokenizer = model.tokenizer or services.tokenizer
     plan = services.outputs.plan(
         body, terms, services.prompts.template_of(model), tokenizer, prompt.text
     )
-    params = replace(params, grammar=await _grammar(services, body, terms, plan, tenant.name))
+    plan = plan.beside(given)
+    params = replace(params, grammar=await _grammar(services, given, terms, plan, tenant.name))
     prompt = truncated(prompt, body, params.max_tokens, services.sampling.max_model_len)
     check_prompt_scores(body, [len(prompt.token_ids)], 1, services.sampling.limits)
     params = _fitted(services, params, len(prompt.token_ids), clips_max_tokens)
     choices = expand_choices([(prompt.token_ids, params)], model.digest, Terms.of(body, tenant))
-    choices = [replace(choice, shown_token_ids=plan.shown_token_ids) for choice in choices]
+    choices = [plan.of_choice(choice) for choice in choices]
     choices = key_chat(
         services.prefix_keys,
         body,
@@ -78,9 +80,12 @@ async def open_chat_answer(
 
 
 async def _grammar(
-    services: Services, body: ChatRequest, terms: ToolTerms, plan: OutputPlan, tenant: str
+    services: Services,
+    given: FieldGrammar | None,
+    terms: ToolTerms,
+    plan: OutputPlan,
+    tenant: str,
 ) -> Grammar | None:
-    given = read_grammar(body, services.sampling.limits)
     given = await services.grammars.in_own_dialect(given, tenant)
     return await services.grammars.checked(services.outputs.grammar(given, terms, plan), tenant)
 

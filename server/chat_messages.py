@@ -67,10 +67,12 @@ def check_messages(messages: Sequence[ChatMessage], limits: Limits) -> None:
             )
         if message.role != "tool" and message.tool_call_id is not None:
             raise bad_field(f"{where}.tool_call_id", "goes with role tool only")
+        if message.content is None and message.role != "assistant":
+            raise bad_field(f"{where}.content", "is required", "missing_required_parameter")
         if message.role == "assistant":
             _check_calls(where, message.tool_calls or (), limits)
             continue
-        for name in ("tool_calls", "reasoning_content", "reasoning"):
+        for name in ("tool_calls", "reasoning_content", "reasoning", "refusal"):
             if getattr(message, name):
                 raise bad_field(f"{where}.{name}", "goes with role assistant only")
 

@@ -19,6 +19,13 @@ _OPTIONS = (
         "--block-size", type=int, default=16, show_default=True, help="Tokens a KV block."
     ),
     click.option("--gpu-memory-utilization", type=float, default=0.9, show_default=True),
+    click.option(
+        "--cpu-memory-utilization",
+        type=float,
+        default=0.25,
+        show_default=True,
+        help="On a CPU: the share of the machine's memory that the KV cache may take.",
+    ),
     click.option("--kv-cache-gb", type=float, help="KV cache size in GiB, on a CPU or a GPU."),
     click.option(
         "--kv-cache-dtype",

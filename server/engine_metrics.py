@@ -65,6 +65,11 @@ class EngineCollector(Collector):
             ("vllm:num_requests_waiting", "Waiting for a place.", stats.num_waiting),
             ("vllm:kv_cache_usage_perc", "Share of KV blocks that can't be had, 0 to 1.", used),
             (
+                "branchline:requests_held",
+                "Neither running nor waiting: their readers are behind.",
+                stats.num_held,
+            ),
+            (
                 "branchline:requests_waiting_for_adapter",
                 "Waiting for their adapter to come to the device.",
                 stats.num_waiting_for_adapter,
@@ -166,6 +171,11 @@ def _counters(stats: EngineStats) -> tuple[tuple[str, str, float], ...]:
     """Name, documentation and value of all that only grows."""
     return (
         ("vllm:num_preemptions", "Requests that lost their blocks.", stats.num_preemptions),
+        (
+            "branchline:request_holds",
+            "Times that a request was held until its reader caught up.",
+            stats.num_holds,
+        ),
         ("branchline:engine_steps", "Engine steps.", stats.num_steps),
         ("branchline:engine_failed_steps", "Engine steps that failed.", stats.num_failed_steps),
         (

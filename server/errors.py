@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from ..engine.errors import EngineDeadError, RequestError
+from ..gateway.fleet.headers import ERROR_CODE
 from ..gateway.fleet.messages_errors import is_messages_path, messages_error
 from ..lora.errors import AdapterError, BranchlineError
 
@@ -84,11 +85,12 @@ def shaped(error: ApiError, scope: Scope, headers: Mapping[str, str] | None = No
     if not is_messages_path(scope["path"]):
         return error.response(headers)
     request_id = scope.get("state", {}).get(REQUEST_ID_STATE)
+    code = {} if error.code is None else {ERROR_CODE: error.code}
     return Response(
         msgspec.json.encode(messages_error(error.status, error.message, request_id)),
         status_code=error.status,
         media_type="application/json",
-        headers={**error.headers, **(headers or {})},
+        headers={**error.headers, **(headers or {}), **code},
     )
 
 

@@ -18,7 +18,7 @@ from .fleet.keys import AnswerKeys
 from .metrics import ChoiceTimer, ServerMetrics
 from .openai import SamplingFields
 from .structured.vocabularies import Vocabularies
-from .text.detokenizer import Detokenizer, TextDelta
+from .text.detokenizer import Detokenizer, TextDelta, Watch
 from .text.tokenizer import Tokenizer
 
 # A client that reads slowly stops its own request here, not the memory of the server.
@@ -47,7 +47,7 @@ class ChoiceRequest:
     """A choice of one prompt; ``index`` is its place in the response.
 
     ``keys`` makes what gateways find the answer's KV by. ``shown_token_ids`` are special tokens
-    that its text has all the same.
+    that its text has all the same; ``new_watch`` makes what may end it before the model does.
     """
 
     index: int
@@ -55,6 +55,7 @@ class ChoiceRequest:
     generation: GenerationRequest
     keys: AnswerKeys | None = field(default=None, compare=False, repr=False)
     shown_token_ids: frozenset[int] = frozenset()
+    new_watch: Callable[[], Watch] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,12 @@ class Generator:
     def detokenizer(self, choice: ChoiceRequest, model: ServedModel) -> Detokenizer:
         """What turns a choice's tokens into text."""
         generation = choice.generation
-        tokenizer = model.tokenizer or self._tokenizer
         return Detokenizer(
-            tokenizer, generation.prompt_token_ids, generation.params, choice.shown_token_ids
+            model.tokenizer or self._tokenizer,
+            generation.prompt_token_ids,
+            generation.params,
+            choice.shown_token_ids,
+            choice.new_watch and choice.new_watch(),
         )
 
     async def run(
@@ -161,7 +165,9 @@ class Generator:
             self._traced(generation) as trace,
         ):
             tokenizer = model.tokenizer or self._tokenizer
-            generation = await self._vocabularies.attach(generation, tokenizer)
+            generation = await self._vocabularies.attach(
+                generation, tokenizer, choice.shown_token_ids
+            )
             # Closing the engine's iterator is what aborts a request that a stop string ended.
             async with aclosing(self._generate(generation)) as outputs:
                 async for output in outputs:

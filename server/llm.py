@@ -92,7 +92,8 @@ class LLM:
         """Continue each prompt (text or token ids); one output a prompt, in their order.
 
         ``sampling_params`` and ``adapter`` are one for all or one a prompt; without
-        parameters the model's own defaults hold. Raises BranchlineError for what can't run.
+        parameters the model's own defaults hold, up to the context's end. An output that failed
+        on the way has ``error``. Raises BranchlineError for what can't run.
         """
         encoded, models = self._encoded(prompts, adapter)
         return self._run(encoded, sampling_params, models, use_tqdm)

@@ -45,6 +45,8 @@ def split_offline(prompts: Prompts) -> list[str | list[int]]:
     """One entry a prompt; tuples and other sequences are as good as lists."""
     if isinstance(prompts, str):
         return [prompts]
+    if not prompts:
+        return []
     return split_prompts([one if isinstance(one, str | int) else list(one) for one in prompts])
 
 

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from .body_lists import MAX_BIAS, Items, entries_up_to
 from .structured.fields import ResponseFormat, SchemaOrText, StructuredOutputs
@@ -136,21 +144,34 @@ class SamplingFields(ModelBody):
     guided_grammar: str | None = None
 
 
-class TextPart(Part):
+class Said(Part):
+    """What clients send back as they got it, with what their libraries have noted on it.
+
+    None of that reaches the model: LiteLLM's ``provider_specific_fields`` and ``thinking_blocks``,
+    OpenRouter's ``reasoning_details``, hints for caches.
+    """
+
+    provider_specific_fields: Any = None
+    thinking_blocks: Any = None
+    reasoning_details: Any = None
+    cache_control: Any = None
+
+
+class TextPart(Said):
     """A piece of a message's text."""
 
     type: Literal["text"]
     text: str
 
 
-class CalledFunction(Part):
+class CalledFunction(Said):
     """What a model wanted called; ``arguments`` are the text that it wrote, JSON or not."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     arguments: str
 
 
-class ToolCall(Part):
+class ToolCall(Said):
     """One call in an assistant's message."""
 
     id: Annotated[str, Field(min_length=1, max_length=256)]
@@ -159,13 +180,13 @@ class ToolCall(Part):
     index: int | None = None
 
 
-class ChatMessage(Part):
+class ChatMessage(Said):
     """One turn; ``chat_messages.check_message`` says what goes with which role."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Items[TextPart] | None = None
     name: str | None = None
-    refusal: None = None
+    refusal: str | None = None
     audio: None = None
     function_call: None = None
     tool_calls: Items[ToolCall] | None = None
@@ -173,6 +194,14 @@ class ChatMessage(Part):
     reasoning_content: str | None = None
     reasoning: str | None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _speak_of_refusal(cls, given: Any) -> Any:
+        """What an assistant said when it refused is its text."""
+        if isinstance(given, dict) and given.get("content") is None and given.get("refusal"):
+            return {**given, "content": given["refusal"]}
+        return given
 
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
@@ -207,6 +236,43 @@ class NamedToolChoice(Part):
     function: NamedFunction
 
 
+class AllowedFunctions(Part):
+    """Some of the tools, of which any may be called or one must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[Items[NamedToolChoice], Field(min_length=1)]
+
+
+class AllowedToolChoice(Part):
+    """A choice among some of the tools; the model is told of all of them."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
+
+
+def tool_choice_kind(choice: object) -> str | None:
+    """The tag of a ``tool_choice``; a fault's path leaves those in angle brackets out."""
+    if isinstance(choice, str):
+        return "<word>"
+    kind = choice.get("type") if isinstance(choice, Mapping) else getattr(choice, "type", None)
+    return f"<{kind}>" if kind in ("function", "allowed_tools") else None
+
+
+TOOL_CHOICE = Discriminator(
+    tool_choice_kind,
+    custom_error_type="tool_choice",
+    custom_error_message="must be 'none', 'auto', 'required', or an object of type function or "
+    "allowed_tools",
+)
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<word>")]
+    | Annotated[NamedToolChoice, Tag("<function>")]
+    | Annotated[AllowedToolChoice, Tag("<allowed_tools>")],
+    TOOL_CHOICE,
+]
+
+
 class ChatRequest(SamplingFields):
     """The body of ``POST /v1/chat/completions``."""
 
@@ -221,7 +287,7 @@ class ChatRequest(SamplingFields):
     chat_template_kwargs: dict[str, Any] | None = None
     echo: bool | None = None
     tools: Items[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..engine.types import Grammar
 from .chat_messages import knows_tools
 from .config import Limits, ServeConfig
 from .errors import bad_field
+from .generation import ChoiceRequest
 from .openai import ChatRequest
-from .output.families import BARE, PLAIN, OutputFamily, find_family
+from .output.call_rules import CallRules, call_rules
+from .output.families import BARE, NONE, PLAIN, XML, OutputFamily, find_family
 from .output.grammars import (
-    CallGrammar,
     forced_calls,
     free_calls,
     given_answer,
@@ -23,8 +24,10 @@ from .output.grammars import (
 from .output.parts import OutputParser
 from .output.reasoning import ThinkingMarks
 from .output.thought_tokens import ThinkingIds
+from .output.xml_rules import can_write, xml_rules
 from .structured.read import FieldGrammar
 from .structured.schema_text import schema_text
+from .text.detokenizer import Watch
 from .text.tokenizer import Tokenizer
 from .tool_choice import ToolTerms, read_tools
 
@@ -37,7 +40,7 @@ class OutputPlan:
     """How an answer is read: ``schemas`` are of the tools that it may call, by name.
 
     ``shown_token_ids`` are special tokens that the parser has to see. ``is_inside``: the answer
-    begins in the midst of thoughts.
+    begins in the midst of thoughts. ``is_single``: it ends with its first call.
     """
 
     family: OutputFamily = PLAIN
@@ -45,6 +48,7 @@ class OutputPlan:
     is_inside: bool = False
     shown_token_ids: frozenset[int] = frozenset()
     thinking: ThinkingIds | None = None
+    is_single: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -56,11 +60,43 @@ class OutputPlan:
     def key(self) -> str:
         """A name for the way of reading: replicas that go on with an answer have the same."""
         tools = self.family.tools if self.schemas else "none"
-        return "" if self.is_plain else f"{tools}/{self.family.reasoning}"
+        single = "/single" if self.is_single else ""
+        return "" if self.is_plain else f"{tools}/{self.family.reasoning}{single}"
+
+    @property
+    def opening_of_thoughts(self) -> str:
+        """The mark that an answer may begin with to think; "" where it can't, or has already."""
+        marks = self.family.thinking
+        return "" if marks is None or self.is_inside else marks.begin
 
     def new_parser(self) -> OutputParser:
         """A parser for one choice."""
-        return self.family.new_parser(self.schemas, self.is_inside)
+        return self.family.new_parser(self.schemas, self.is_inside, self.is_single)
+
+    def new_watch(self) -> Watch:
+        """Tells of one choice's text whether its one call has been."""
+        parser = self.new_parser()
+
+        def is_over(text: str) -> bool:
+            parser.push(text)
+            return parser.is_over
+
+        return is_over
+
+    def of_choice(self, choice: ChoiceRequest) -> ChoiceRequest:
+        """A choice whose text has what the parser needs, and which ends where the parser does."""
+        watches = self.is_single and not self.is_plain
+        return replace(
+            choice,
+            shown_token_ids=self.shown_token_ids,
+            new_watch=self.new_watch if watches else None,
+        )
+
+    def beside(self, given: FieldGrammar | None) -> OutputPlan:
+        """The plan where an answer may have a form of the client's, which no call is."""
+        if given is None or not self.family.bare:
+            return self
+        return replace(self, family=replace(self.family, bare=""))
 
 
 class ChatOutputs:
@@ -89,6 +125,8 @@ class ChatOutputs:
         )
         if terms.is_forced and family.tools not in _MARKED:
             family = OutputFamily(BARE, family.reasoning)
+        elif terms.is_checked and not terms.is_forced:
+            family = _checked(family, terms)
         marks = family.thinking
         shown = list(family.tool_marks) if terms.functions else []
         if marks is not None:
@@ -100,6 +138,7 @@ class ChatOutputs:
             is_inside,
             tokenizer.special_ids_of(shown),
             _thinking_ids(marks, tokenizer, is_inside),
+            is_single=terms.is_single and not terms.is_forced,
         )
 
     def grammar(
@@ -107,7 +146,7 @@ class ChatOutputs:
     ) -> FieldGrammar | None:
         """What an answer has to match, not yet compiled, with what the client has ``given`` inside;
         raises ApiError 400 naming the field."""
-        if not terms.is_forced and not (terms.is_strict and plan.family.tools in _MARKED):
+        if not terms.is_forced and not (terms.is_checked and plan.family.tools != NONE):
             return _thinking_first(given, plan)
         if terms.is_forced and given is not None:
             raise bad_field("tool_choice", f"can't be had together with {_field(given)}")
@@ -115,13 +154,13 @@ class ChatOutputs:
         if terms.is_forced:
             rules = forced_calls(calls)
         elif given is None:
-            rules = free_calls(calls)
+            rules = free_calls(calls, bool(plan.family.bare), plan.opening_of_thoughts)
         else:
             rules = given_or_calls(_rules_of(given), calls)
         grammar = with_thoughts(rules, plan.family.thinking, plan.is_inside)
         return FieldGrammar("tools" if given is None else given.field, grammar)
 
-    def _calls(self, terms: ToolTerms, plan: OutputPlan) -> CallGrammar:
+    def _calls(self, terms: ToolTerms, plan: OutputPlan) -> CallRules:
         functions = []
         for function in terms.functions:
             schema: dict[str, Any] = {"type": "object"}
@@ -130,7 +169,20 @@ class ChatOutputs:
             options = {} if function.strict else {"lenient": True}
             text = schema_text("tools", schema, self._limits, **options)
             functions.append((function.name, text))
-        return CallGrammar(functions, terms.is_single, plan.family.tools in _MARKED)
+        if plan.family.tools == XML:
+            return xml_rules(functions, terms.is_single)
+        return call_rules(plan.family.tools, functions, terms.is_single)
+
+
+def _checked(family: OutputFamily, terms: ToolTerms) -> OutputFamily:
+    """The family in which a grammar can hold calls to their schemas.
+
+    Where tags can't hold arguments they come as JSON between the same marks.
+    """
+    strict = [function.parameters or {} for function in terms.functions if function.strict]
+    if family.tools == XML and not all(map(can_write, strict)):
+        return replace(family, tools="hermes")
+    return family.held_to_grammar()
 
 
 def _thinking_ids(

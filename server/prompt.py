@@ -83,20 +83,21 @@ class PromptReader:
         if len(entries) > most:
             raise bad_field("prompt", f"holds {len(entries)} prompts, the most is {most}")
         prompts = []
-        for entry in entries:
-            prompts.append(await self._entry(entry, add_special_tokens, model))
+        for index, entry in enumerate(entries):
+            field = f"prompt[{index}]" if entries is prompt else "prompt"
+            prompts.append(await self._entry(field, entry, add_special_tokens, model))
             await asyncio.sleep(0)  # thousands of texts are not to hold up others' streams
         return prompts
 
     async def _entry(
-        self, entry: str | list[int], add_special_tokens: bool, model: ServedModel
+        self, field: str, entry: str | list[int], add_special_tokens: bool, model: ServedModel
     ) -> Prompt:
         if isinstance(entry, str):
-            return await self._tokenized("prompt", entry, add_special_tokens, model)
+            return await self._tokenized(field, entry, add_special_tokens, model)
         if not entry:
-            raise bad_field("prompt", "is empty")
+            raise bad_field(field, "is empty")
         for token_id in (min(entry), max(entry)):
-            check_token_id("prompt", token_id, model.vocab_size or self._vocab_size)
+            check_token_id(field, token_id, model.vocab_size or self._vocab_size)
         return Prompt(entry, None)
 
     async def chat(self, body: ChatRequest, model: ServedModel) -> Prompt:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .config import Limits
 from .errors import bad_field
-from .openai import ChatRequest, NamedToolChoice, Tool, ToolFunction
+from .openai import AllowedToolChoice, ChatRequest, NamedToolChoice, Tool, ToolFunction
 from .structured.schema_text import schema_text
 
 
@@ -18,16 +18,20 @@ def offered_tools(body: ChatRequest) -> Sequence[Tool]:
 
 @dataclass(frozen=True, slots=True)
 class ToolTerms:
-    """What may be called, whether something has to be, and whether once only."""
+    """What may be called, whether something has to be, and whether once only.
+
+    ``is_limited``: the model is told of functions that it may not call.
+    """
 
     functions: Sequence[ToolFunction] = ()
     is_forced: bool = False
     is_single: bool = False
+    is_limited: bool = False
 
     @property
-    def is_strict(self) -> bool:
-        """Whether a call has to fit a schema even where none is forced."""
-        return any(function.strict for function in self.functions)
+    def is_checked(self) -> bool:
+        """Whether calls are held to a grammar even where none is forced."""
+        return self.is_limited or any(function.strict for function in self.functions)
 
 
 def read_tools(body: ChatRequest, limits: Limits) -> ToolTerms:
@@ -35,8 +39,8 @@ def read_tools(body: ChatRequest, limits: Limits) -> ToolTerms:
     tools, choice = body.tools or (), body.tool_choice
     _check_tools(tools, limits)
     functions = [tool.function for tool in offered_tools(body)]
+    is_single = body.parallel_tool_calls is False
     if choice in (None, "none", "auto"):
-        is_single = body.parallel_tool_calls is False
         return ToolTerms(functions, is_forced=False, is_single=is_single)
     if not functions:
         raise bad_field("tool_choice", "needs tools to choose from")
@@ -45,7 +49,28 @@ def read_tools(body: ChatRequest, limits: Limits) -> ToolTerms:
         if not named:
             raise bad_field("tool_choice", f"names {choice.function.name!r}, which is no tool here")
         return ToolTerms(named, is_forced=True, is_single=True)
-    return ToolTerms(functions, is_forced=True, is_single=body.parallel_tool_calls is False)
+    if isinstance(choice, AllowedToolChoice):
+        return _allowed(choice, functions, is_single)
+    return ToolTerms(functions, is_forced=True, is_single=is_single)
+
+
+def _allowed(
+    choice: AllowedToolChoice, functions: Sequence[ToolFunction], is_single: bool
+) -> ToolTerms:
+    by_name = {function.name: function for function in functions}
+    allowed: dict[str, ToolFunction] = {}
+    for index, tool in enumerate(choice.allowed_tools.tools):
+        name = tool.function.name
+        if name not in by_name:
+            field = f"tool_choice.allowed_tools.tools[{index}].function.name"
+            raise bad_field(field, f"{name!r} is none of the tools")
+        allowed[name] = by_name[name]
+    return ToolTerms(
+        list(allowed.values()),
+        is_forced=choice.allowed_tools.mode == "required",
+        is_single=is_single,
+        is_limited=len(allowed) < len(functions),
+    )
 
 
 def _check_tools(tools: Sequence[Tool], limits: Limits) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,15 @@ if TYPE_CHECKING:  # an engine may run without the library: then no request has 
     from llguidance import LLMatcher, LLParserLimits
 
 MAX_REASON = 500
+
+_ANY_TOKENS = '%llguidance {"no_forcing": true}'
+"""Where only one text can follow, any token of it may: the model has its own ways to spell it."""
+_NOT_THEIRS = re.compile(
+    r"\(in regex\)|<non-verbose/>"
+    r"|at 1\(8\): (?=invalid regex|failed to compile JSON)|1 \| start: (?:/|%json).*\n? *\^?"
+    rf"|\d+ \| {re.escape(_ANY_TOKENS)}"
+)
+"""What is ours in an error, since a schema or regex is put into a grammar of one line."""
 
 
 def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> LLMatcher:
@@ -37,7 +48,7 @@ def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> LLMatcher:
 
 def reason_of(error: str) -> str:
     """What llguidance says of a grammar, in one line of bounded length."""
-    line = " ".join(error.replace("(in regex)", "").replace("<non-verbose/>", "").split())
+    line = " ".join(_NOT_THEIRS.sub("", error).split())
     if line == "NoExtensionBias":
         return "nothing matches it"
     return line[:MAX_REASON] or "can't be compiled"
@@ -65,8 +76,11 @@ def _source(grammar: Grammar) -> str:
 
     match grammar.kind:
         case "json_schema":
-            return LLMatcher.grammar_from_json_schema(grammar.text)
+            text = f"start: %json {grammar.text}"
         case "regex":
-            return LLMatcher.grammar_from_regex(grammar.text)
+            (rules,) = json.loads(LLMatcher.grammar_from_regex(grammar.text))["grammars"]
+            text = rules["lark_grammar"]
         case "lark":
-            return LLMatcher.grammar_from_lark(grammar.text)
+            text = grammar.text
+    # Behind the rest, so that lines keep their numbers in errors.
+    return LLMatcher.grammar_from_lark(f"{text}\n{_ANY_TOKENS}")

@@ -79,6 +79,6 @@ class _Tokens:
         self._by_bytes = {token: token_id for token_id, token in enumerate(tokens) if token}
 
     def __call__(self, text: bytes) -> list[int]:
-        """Token ids of a text, a byte at a time; no mask depends on how a text is cut."""
+        """Token ids of a text, a byte at a time: nothing is forced, so no mask depends on it."""
         pieces = (self._by_bytes.get(bytes([byte])) for byte in text)
         return [token_id for token_id in pieces if token_id is not None]

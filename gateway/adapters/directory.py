@@ -92,6 +92,13 @@ class AdapterDirectory:
         found = [entry for entry in entries if entry is not None]
         return sorted(found, key=lambda entry: (entry.parent is not None, entry.id))
 
+    def default_model(self, caller: Caller, snapshot: FleetSnapshot) -> str | None:
+        """What a caller calls the first base that it may ask."""
+        bases = self._names_of(snapshot).bases
+        if caller.models is None:
+            return next(iter(bases), None)
+        return next((name for name, meant in caller.models.items() if meant in bases), None)
+
     def base_names(self, snapshot: FleetSnapshot) -> set[str]:
         """Names of the base model, which nobody else can have."""
         return set(self._names_of(snapshot).bases)

@@ -20,6 +20,8 @@ EXPLAIN_ROUTE = "x-branchline-route"
 REQUEST_KEY = "x-branchline-request-key"
 """A client's own: what a split alias goes by, 1 to ``MAX_KEY_LENGTH`` characters."""
 MAX_KEY_LENGTH = 256
+ERROR_CODE = "x-branchline-error-code"
+"""In an answer: an error's code, where the shape of its body has no place for it."""
 REQUEST_ID = "x-request-id"
 MESSAGES_REQUEST_ID = "request-id"
 """Anthropic's name for it."""

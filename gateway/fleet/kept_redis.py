@@ -1,30 +1,55 @@
-"""Kept responses in the fleet's Redis: each tenant's in one slot, bounded in bytes and time."""
+"""Kept responses in the fleet's Redis: each tenant's in one slot, bounded in bytes and time.
+
+All tenants' together are bounded by Redis' own ``maxmemory``: from nine tenths of it on, a new
+response takes the place of its tenant's oldest, and is not kept where those are too few.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
-from .connection import RedisLink
+from redis.exceptions import OutOfMemoryError
+
+from .connection import Client, RedisLink
 from .kept_limits import KeptLimits
 from .kept_responses import KeptResponse, Sealer, pack, read_kept
 from .redis_names import RedisNames
 from .script import Script
 
 # KEYS: the responses, their times, their bytes in all. The oldest go first, the new one never.
+# Gives what the tenant holds then; 0: Redis has no room for it, and nothing but old ones is gone.
+# Nothing is written before it is clear that there is room: Redis refuses a script's first write
+# where its memory is at its limit, and no later one.
 _KEEP = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local id, data, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local max_bytes, max_number = tonumber(ARGV[4]), tonumber(ARGV[5])
 local total = tonumber(redis.call('GET', KEYS[3]) or '0')
+local before = total
 local function drop(old)
   total = total - redis.call('HSTRLEN', KEYS[1], old)
   redis.call('HDEL', KEYS[1], old)
   redis.call('ZREM', KEYS[2], old)
 end
-drop(id)
+local function room()
+  local told = redis.pcall('INFO', 'memory')
+  if type(told) ~= 'string' or not string.find(told, 'maxmemory_policy:noeviction') then
+    return math.huge
+  end
+  local most = tonumber(string.match(told, 'maxmemory:(%d+)'))
+  local used = tonumber(string.match(told, 'used_memory:(%d+)'))
+  if not most or not used or most == 0 then return math.huge end
+  return math.max(0, math.floor(most * tonumber(ARGV[6])) - used)
+end
+max_bytes = math.min(max_bytes, total + room())
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ttl, 'LIMIT', 0, 100)) do
   drop(old)
+end
+if redis.call('HEXISTS', KEYS[1], id) == 1 then drop(id) end
+if #data > max_bytes then
+  if total < before then redis.call('DECRBY', KEYS[3], before - total) end
+  return 0
 end
 while total + #data > max_bytes or redis.call('ZCARD', KEYS[2]) >= max_number do
   local old = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
@@ -53,6 +78,15 @@ return 1
 """)
 
 
+MAX_FILL = 0.9
+"""Of Redis' own limit, where it has one and evicts nothing: the rest is for what a fleet can't do
+without, and a fleet writes all the time."""
+
+
+class NoRoom(Exception):  # noqa: N818 - Redis is well, and full
+    """Redis has no memory left for a response."""
+
+
 class RedisResponses:
     """Keeps, finds and deletes by tenant and id; each raises what ``RedisLink.run`` does."""
 
@@ -65,15 +99,23 @@ class RedisResponses:
         self._limits = limits
 
     async def keep(self, tenant: str, kept: KeptResponse) -> bool:
-        """Keep one; False where it is larger than one may be."""
+        """Keep one; False where it is larger than one may be. Raises NoRoom too."""
         limits = self._limits
         sealed = await asyncio.to_thread(self._sealed, tenant, kept)
         if sealed is None:
             return False
         ttl = int(limits.ttl * 1000)
-        arguments = (kept.id, sealed, ttl, limits.max_bytes, limits.max_number)
+        arguments = (kept.id, sealed, ttl, limits.max_bytes, limits.max_number, MAX_FILL)
         keys = self._names.responses(tenant)
-        await self._link.run(lambda client: _KEEP.run(client, keys, arguments))
+
+        async def keep(client: Client) -> int:
+            try:
+                return int(await _KEEP.run(client, keys, arguments))
+            except OutOfMemoryError:  # what is kept can be found all the same
+                return 0
+
+        if not await self._link.run(keep):
+            raise NoRoom("Redis is at its limit of memory")
         return True
 
     async def find(self, tenant: str, response_id: str) -> KeptResponse | None:

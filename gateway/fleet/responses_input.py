@@ -60,23 +60,27 @@ def chat_body(body: Mapping[str, object], history: Sequence[object] = ()) -> dic
 
 
 def _tool_fields(body: Mapping[str, object]) -> dict[str, object]:
-    """Tools and choice; a choice among allowed ones leaves only those in the prompt."""
+    """Tools and choice; a choice among allowed ones leaves all of them in the prompt."""
     tools, choice = body.get("tools"), body.get("tool_choice")
     tools = [tool for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
         allowed = choice.get("tools")
         allowed = allowed if isinstance(allowed, list) else []
-        names = [tool.get("name") for tool in allowed if isinstance(tool, Mapping)]
-        tools = [tool for tool in tools if tool.get("name") in names]
-        choice = choice.get("mode")
+        named = [_named(tool) for tool in allowed if isinstance(tool, Mapping)]
+        shown = {"mode": choice.get("mode"), "tools": named}
+        choice = {"type": "allowed_tools", "allowed_tools": shown}
     elif isinstance(choice, Mapping):
-        choice = {"type": "function", "function": {"name": choice.get("name")}}
+        choice = _named(choice)
     fields: dict[str, object] = {}
     if tools:
         fields["tools"] = [_chat_tool(tool) for tool in tools]
     if choice is not None:
         fields["tool_choice"] = choice
     return fields
+
+
+def _named(tool: Mapping[str, object]) -> dict[str, object]:
+    return {"type": "function", "function": {"name": tool.get("name")}}
 
 
 def _chat_tool(tool: Mapping[str, object]) -> dict[str, object]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from ..fleet.headers import ERROR_CODE
 from ..fleet.tracing import Span
 from ..types import Decision, Outcome
 from ..view.flight import Flight
 from .guard import Guard, UpstreamLost
 from .header_rules import RawHeaders, to_client
-from .upstream import LOST_ERRORS
+from .upstream import LOST_ERRORS, error_code
 
 MAX_REFUSAL_BYTES = 1 << 20
 DRAIN_SECONDS = 0.25
@@ -26,6 +27,7 @@ class Refusal:
     status: int
     headers: RawHeaders
     body: bytes
+    code: str | None = None
 
 
 class Visit:
@@ -90,7 +92,9 @@ class Attempt:
             body += data
             if len(body) > MAX_REFUSAL_BYTES:
                 raise UpstreamLost("an error answer without end")
-        return Refusal(self.status, to_client(self.response.headers), body)
+        headers = self.response.headers
+        code = headers.get(ERROR_CODE) or error_code(body)
+        return Refusal(self.status, to_client(headers), body, code)
 
     async def finish(self, outcome: Outcome) -> None:
         """All was read but the end mark: give the connection back."""

@@ -8,7 +8,7 @@
 | 429, 503 with Retry-After or draining | overloaded | elsewhere; nobody has room: passed on |
 | 401, 403: our secret is not its own | refused | elsewhere, else 502 |
 | 404 for what the registry has | refused | brought there again, once; then elsewhere |
-| 400 for a previous response | refused | elsewhere; nobody keeps it: passed on |
+| 400 for what is kept elsewhere | refused | elsewhere, unless replicas share it; else passed on |
 | 409 to a resumption | refused | elsewhere |
 | other 4xx | refused | passed on untouched |
 """
@@ -31,7 +31,7 @@ from .guard import Guard, UpstreamLost
 from .job import Job, Trail
 from .parts import ProxyParts, replica_of
 from .turns import Turn
-from .upstream import LOST_ERRORS, error_code
+from .upstream import LOST_ERRORS
 
 # A pooled connection that the replica closed meanwhile fails at once, and says nothing of it.
 STALE_SECONDS = 0.05
@@ -42,8 +42,7 @@ _REACHED_NOBODY = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _OWN_4XX = frozenset({401, 403, 404, 409, 429})
 
 _NOT_THERE = ("model_not_found", "adapter_not_here")
-# Without a Redis each replica keeps responses of its own.
-_NOT_KEPT = "previous_response_not_found"
+_NOT_KEPT = ("previous_response_not_found", "item_not_found")
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +248,7 @@ class Attempts:
     async def _is_refused(self, attempt: Attempt, is_resumption: bool) -> bool:
         """Whether to try again with an answer of 300 and over; then it is ended."""
         status = attempt.status
-        is_own = status in _OWN_4XX or (status == 400 and self._goes_on())
+        is_own = status in _OWN_4XX or (status == 400 and self._may_be_kept_elsewhere())
         if 400 <= status < 500 and not is_own and not is_resumption:
             return False
         try:
@@ -257,15 +256,15 @@ class Attempts:
         except UpstreamLost as lost:
             self.lost(attempt, lost)
             return True
-        code = error_code(refusal.body)
-        await attempt.finish(_outcome_of(refusal, code))
+        code = refusal.code
+        await attempt.finish(_outcome_of(refusal))
         decision = attempt.decision
         if status == 404 and code in _NOT_THERE:
             await self._not_there(decision)
             return True
-        if code == _NOT_KEPT:
+        if code in _NOT_KEPT and not is_resumption:
             self._refusal = refusal
-            self._exclude(decision, "does not keep that response", "refused")
+            self._exclude(decision, "does not keep what it goes on from", "refused")
             return True
         if status in (401, 403):
             logger.error("replica %s refuses the fleet's secret", decision.replica_id)
@@ -276,12 +275,12 @@ class Attempts:
             self._refusal = refusal
             if status < 429 or not self._parts.budget.take():
                 raise NoReplica(refusal)
-        self._exclude(decision, f"answered {status}", _outcome_of(refusal, code))
+        self._exclude(decision, f"answered {status}", _outcome_of(refusal))
         return True
 
-    def _goes_on(self) -> bool:
-        """Whether the request may need a response that only one replica keeps."""
-        return self._job.path == RESPONSES and b"previous_response_id" in self._job.body
+    def _may_be_kept_elsewhere(self) -> bool:
+        """Whether it may go on from what only one replica keeps, as each does without a Redis."""
+        return self._job.path == RESPONSES and not self._parts.shares_responses
 
     async def _not_there(self, decision: Decision) -> None:
         """A replica lacks a model that this gateway still saw there: bring it once, then others."""
@@ -296,10 +295,11 @@ class Attempts:
             self._exclude(decision, f"lacks {target.wire_name}", "adapter")
 
 
-def _outcome_of(refusal: Refusal, code: str | None) -> Outcome:
+def _outcome_of(refusal: Refusal) -> Outcome:
     if refusal.status == 429:
         return "overloaded"
     if refusal.status == 503:
-        busy = code == "draining" or any(name == b"retry-after" for name, _ in refusal.headers)
-        return "overloaded" if busy else "failed"
+        names = [name for name, _ in refusal.headers]
+        is_busy = refusal.code == "draining" or b"retry-after" in names
+        return "overloaded" if is_busy else "failed"
     return "refused" if refusal.status < 500 else "failed"

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ..error_shapes import error_value, id_headers
+from ..error_shapes import error_value, id_headers, with_own_id
 from ..errors import GatewayError
 from .guard import ClientGone, Guard
 from .header_rules import RawHeaders, encode_headers
@@ -57,6 +57,8 @@ class ClientSide:
 
     async def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """Send an answer that is complete."""
+        if status >= 400:
+            body = with_own_id(self._trail.path, body, self._trail.request_id)
         length = (b"content-length", str(len(body)).encode())
         await self.start(status, [*headers, length])
         await self.write(body, more=False)

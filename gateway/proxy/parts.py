@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyParts:
-    """All of it, of one gateway."""
+    """All of it, of one gateway.
+
+    ``shares_responses``: replicas keep responses in one Redis, so that what one of them says of
+    those is what all would say.
+    """
 
     view: FleetView
     router: Router
@@ -36,6 +40,7 @@ class ProxyParts:
     budget: RetryBudget
     limits: ProxyLimits
     turns: Turns
+    shares_responses: bool = False
 
     def route_request(self, job: Job, excluded: frozenset[str]) -> RouteRequest:
         """What routing is told of a request now."""

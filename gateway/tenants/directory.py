@@ -122,10 +122,10 @@ class TenantDirectory:
         record = self.record(name)
         if record is None:
             if self._store.get("tenant", name) is not None:  # it may be limited: not let in
-                raise _unauthorized("This tenant can't be read")
+                raise _unauthorized("This tenant can't be read", "an admin can mend it")
             return Caller(tenant=name)
         if record.disabled:
-            raise _unauthorized("This tenant is disabled")
+            raise _unauthorized("This tenant is disabled", "an admin can enable it")
         models = record.model_map
         caller = Caller(
             tenant=name,
@@ -161,10 +161,12 @@ def _has_our_form(key: bytes | None) -> bool:
     return key is not None and len(key) == KEY_LENGTH and key.startswith(PREFIX.encode())
 
 
-def _unauthorized(problem: str) -> GatewayError:
+def _unauthorized(
+    problem: str, advice: str = "send the header 'Authorization: Bearer KEY'"
+) -> GatewayError:
     return GatewayError(
         401,
-        f"{problem}: send the header 'Authorization: Bearer KEY'.",
+        f"{problem}: {advice}.",
         code="invalid_api_key",
         headers=_CHALLENGE,
     )

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+CPU_MEMORY_SHARE = 0.25
+"""Of a machine without a GPU, for the KV caches of all replicas together."""
+
 _BRANCHLINE = (sys.executable, "-P", "-m", "branchline")
 
 
@@ -16,8 +19,7 @@ _BRANCHLINE = (sys.executable, "-P", "-m", "branchline")
 class UpConfig:
     """What to bring up. ``serve_flags`` go to every replica, ``gateway_flags`` to the gateway.
 
-    ``redis_url`` None starts one that only this user reaches, behind a Unix socket. With
-    ``num_threads`` None the machine's cores are divided where there is no GPU.
+    ``redis_url`` None starts one that only this user reaches, behind a Unix socket.
     """
 
     model: str
@@ -85,15 +87,20 @@ def _replica(config: UpConfig, number: int) -> ChildSpec:
     if config.cuda_devices:
         device = config.cuda_devices[number % len(config.cuda_devices)]
         environment["CUDA_VISIBLE_DEVICES"] = device
-    flags = (*fleet, *state, *_thread_flags(config), *config.serve_flags)
+    flags = (*fleet, *state, *_cpu_flags(config), *config.serve_flags)
     return ChildSpec(name, (*words, *flags), "serving on http", environment)
 
 
-def _thread_flags(config: UpConfig) -> tuple[str, ...]:
-    """An even part of the cores; engines that each take all of them would wait for each other."""
-    if config.cuda_devices or has_gpu() or "--num-threads" in config.serve_flags:
+def _cpu_flags(config: UpConfig) -> tuple[str, ...]:
+    """Even parts of the cores and of the memory; engines that each take all are in their own way.
+
+    What is among ``serve_flags`` comes later and counts.
+    """
+    if config.cuda_devices or has_gpu():
         return ()
-    return ("--num-threads", str(max(1, (os.cpu_count() or 1) // config.num_replicas)))
+    num_threads = max(1, (os.cpu_count() or 1) // config.num_replicas)
+    share = CPU_MEMORY_SHARE / config.num_replicas
+    return ("--num-threads", str(num_threads), "--cpu-memory-utilization", f"{share:.4f}")
 
 
 def has_gpu() -> bool:

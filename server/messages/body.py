@@ -128,7 +128,7 @@ class UserTurn(Part):
     """A user's turn, tools' results with it."""
 
     role: Literal["user"]
-    content: str | Items[UserBlock]
+    content: str | Annotated[Items[UserBlock], Field(min_length=1)]
 
 
 class AssistantTurn(Part):

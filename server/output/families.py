@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .json_calls import BARE_FORM, HERMES, JSON, LLAMA3, MISTRAL, JsonCallsParser
@@ -39,10 +39,14 @@ _MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class OutputFamily:
-    """The names of a model's two parsers, ``none`` where it has none."""
+    """The names of a model's two parsers, ``none`` where it has none.
+
+    ``bare``: by which characters a call without a mark may begin; None: as its form has it.
+    """
 
     tools: str
     reasoning: str
+    bare: str | None = None
 
     @property
     def thinking(self) -> ThinkingMarks | None:
@@ -53,6 +57,11 @@ class OutputFamily:
     def tool_marks(self) -> Sequence[str]:
         """What a parser has to see of calls, even where it is a special token."""
         return _MARKS.get(self.tools, ())
+
+    def held_to_grammar(self) -> OutputFamily:
+        """The same where a grammar knows its calls: an answer that begins with a brace is one."""
+        form = JSON_FORMS.get(self.tools)
+        return self if form is None or not form.bare else replace(self, bare="{")
 
     def opens_thinking(self, prompt: str) -> bool:
         """Whether an answer to this prompt begins inside of the thoughts."""
@@ -65,14 +74,23 @@ class OutputFamily:
         return end.endswith(thinking.begin)
 
     def new_parser(
-        self, tools: Mapping[str, Mapping[str, Any]] | None, is_inside: bool
+        self,
+        tools: Mapping[str, Mapping[str, Any]] | None,
+        is_inside: bool,
+        is_single: bool = False,
     ) -> OutputParser:
-        """A parser for an answer; ``tools``: the parameters' schemas of those that it may call."""
+        """A parser for an answer; ``tools``: the parameters' schemas of those that it may call.
+
+        With ``is_single`` it may call once.
+        """
         parser: OutputParser = PlainParser()
         if tools and self.tools == XML:
-            parser = XmlCallsParser(tools)
+            parser = XmlCallsParser(tools, is_single)
         elif tools and self.tools != NONE:
-            parser = JsonCallsParser(JSON_FORMS.get(self.tools, BARE_FORM), tools)
+            form = JSON_FORMS.get(self.tools, BARE_FORM)
+            if self.bare is not None:
+                form = replace(form, bare=self.bare)
+            parser = JsonCallsParser(form, tools, is_single)
         thinking = self.thinking
         return parser if thinking is None else ReasoningParser(thinking, is_inside, parser)
 

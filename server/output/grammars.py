@@ -2,75 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ...engine.types import Grammar
+from .call_rules import CallRules, quoted
 from .reasoning import ThinkingMarks
-
-CALL, CALL_END = "<tool_call>", "</tool_call>"
 
 _TO_ESCAPE = re.compile(r"\\.|[/\n]", re.DOTALL)
 _ESCAPES = {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}
 
-
-@dataclass(frozen=True, slots=True)
-class CallGrammar:
-    """The calls that an answer may have: each function's name, with its arguments' schema."""
-
-    functions: Sequence[tuple[str, str]]
-    is_single: bool
-    with_marks: bool
-
-    def rules(self) -> list[str]:
-        """Rules by which ``calls`` is what is behind the first mark, or the JSON without one."""
-        rules = []
-        for index, (name, schema) in enumerate(self.functions):
-            head = f'{{"name": {json.dumps(name)}, "arguments": '
-            rules += [
-                f'call_{index}: {_quoted(head)} args_{index} "}}"',
-                f"args_{index}: %json {schema}",
-            ]
-        rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(self.functions))))
-        if self.with_marks:
-            more = "" if self.is_single else f" ({_quoted(f'{chr(10)}{CALL}{chr(10)}')} marked)*"
-            rules += [f"marked: call {_quoted(f'{chr(10)}{CALL_END}')}", f"calls: marked{more}"]
-        else:
-            rules.append(
-                'calls: "[" call "]"' if self.is_single else 'calls: "[" call (", " call)* "]"'
-            )
-        return rules
+_BLANKS = r"[\s\x1c-\x1f]"  # of which Python has some more than the engine
+_ANYTHING = r"/(.|\n)*/"
+_UNBRACED = rf"/{_BLANKS}*([^\s\x1c-\x1f{{](.|\n)*)?/"
 
 
-def forced_calls(calls: CallGrammar) -> list[str]:
+def forced_calls(calls: CallRules) -> list[str]:
     """Rules for an answer that is nothing but calls."""
-    start = f"{_quoted(f'{CALL}{chr(10)}')} calls" if calls.with_marks else "calls"
-    return [f"answer: {start}", *calls.rules()]
+    start = _openings(calls)[0] if calls.openings else calls.bare
+    return [f"answer: {start}", *calls.rules]
 
 
-def free_calls(calls: CallGrammar) -> list[str]:
-    """Rules for an answer of text, in which what is called fits its function's schema."""
-    assert calls.with_marks
+def free_calls(calls: CallRules, may_be_bare: bool, thinking: str = "") -> list[str]:
+    """Rules for an answer of text, in which what is called fits its function's schema.
+
+    ``may_be_bare``: what begins with a brace is a call; ``thinking``: what begins with this mark is
+    no text, since calls in thoughts are none.
+    """
+    is_bare = may_be_bare and bool(calls.bare)
+    ways = ["text", *(f"to_{index} {rest}" for index, (_, rest) in enumerate(calls.openings))]
+    if is_bare:
+        ways.append(f"SPACE? {calls.bare}")
+    without = rf" & ~/{_BLANKS}*{re.escape(thinking)}(.|\n)*/" if thinking else ""
     return [
-        f"answer: text | to_call {_quoted(chr(10))} calls",
-        f"to_call[lazy]: TEXT {_quoted(CALL)}",
+        "answer: " + " | ".join(ways),
+        *(f"to_{i}[lazy]: TEXT {quoted(mark)}" for i, (mark, _) in enumerate(calls.openings)),
         "text: TEXT",
-        r"TEXT: /(.|\n)*/",
-        *calls.rules(),
+        f"TEXT: {_UNBRACED if is_bare else _ANYTHING}{without}",
+        r"SPACE: /[ \n]{1,8}/",
+        *calls.rules,
     ]
 
 
-def given_or_calls(given: Sequence[str], calls: CallGrammar) -> list[str]:
-    """Rules for an answer by a grammar of the client's, or calls in its place."""
-    assert calls.with_marks
+def given_or_calls(given: Sequence[str], calls: CallRules) -> list[str]:
+    """Rules for an answer by a grammar of the client's, or calls in its place, behind a mark."""
     renamed = [rule.replace("answer:", "given:", 1) for rule in given]
-    return [
-        f"answer: given | {_quoted(f'{CALL}{chr(10)}')} calls",
-        *renamed,
-        *calls.rules(),
-    ]
+    ways = " | ".join(["given", *_openings(calls)])
+    return [f"answer: {ways}", *renamed, *calls.rules]
+
+
+def _openings(calls: CallRules) -> list[str]:
+    return [f"{quoted(mark)} {rest}" for mark, rest in calls.openings]
 
 
 def given_answer(grammar: Grammar) -> list[str]:
@@ -87,19 +69,18 @@ def with_thoughts(rules: Sequence[str], marks: ThinkingMarks | None, is_inside: 
     if marks is None:
         return Grammar("lark", "\n".join(["start: answer", *rules]))
     thoughts = [
-        f"thoughts[lazy]: THOUGHTS {_quoted(marks.end)}",
+        f"thoughts[lazy]: THOUGHTS {quoted(marks.end)}",
         r"THOUGHTS: /(.|\n)*/",
         r"BLANKS: /\n{0,2}/",
     ]
     if is_inside:
         start = ["start: thoughts BLANKS answer"]
     else:
-        start = [f"start: ({_quoted(marks.begin)} thoughts BLANKS)? answer"]
+        start = [
+            "start: (OPENING thoughts BLANKS)? answer",
+            f"OPENING: /{_BLANKS}*/ {quoted(marks.begin)}",
+        ]
     return Grammar("lark", "\n".join([*start, *thoughts, *rules]))
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _escaped(regex: str) -> str:

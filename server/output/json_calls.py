@@ -17,21 +17,23 @@ class CallFormat:
     """How one family writes calls.
 
     Behind one of ``marks`` stands an object or a list of them, closed by ``end`` if that is not
-    empty; ``bare``: also without a mark, where the answer begins with one that names a tool.
-    ``named``: a mark may also be followed by a name and its arguments.
+    empty; ``bare``: also without a mark, where the answer begins with one of these characters and
+    names a tool. ``named``: a mark may also be followed by a name and its arguments. ``parted``: a
+    call may be followed by another, behind a semicolon, a comma or nothing.
     """
 
     marks: tuple[str, ...]
     end: str = ""
-    bare: bool = False
+    bare: str = ""
     named: bool = False
+    parted: bool = False
 
 
 HERMES = CallFormat(("<tool_call>",), "</tool_call>")
-LLAMA3 = CallFormat(("<|python_tag|>",), bare=True)
+LLAMA3 = CallFormat(("<|python_tag|>",), bare="{[", parted=True)
 MISTRAL = CallFormat(("[TOOL_CALLS]",), named=True)
-JSON = CallFormat(("<tool_call>",), "</tool_call>", bare=True)
-BARE_FORM = CallFormat((), bare=True)
+JSON = CallFormat(("<tool_call>",), "</tool_call>", bare="{[", parted=True)
+BARE_FORM = CallFormat((), bare="{[", parted=True)
 
 FENCE, FENCES = "```", ("```json\n", "```\n")
 
@@ -43,8 +45,8 @@ class JsonCallsParser(StateParser):
     content, and so is what follows where arguments stop being JSON.
     """
 
-    def __init__(self, form: CallFormat, names: Container[str]) -> None:
-        super().__init__()
+    def __init__(self, form: CallFormat, names: Container[str], is_single: bool = False) -> None:
+        super().__init__(is_single)
         self._form = form
         self._names = names
         self._gate = TextGate(form.marks)
@@ -72,7 +74,7 @@ class JsonCallsParser(StateParser):
 
     def _start(self, text: str, place: int) -> int:
         """The beginning of an answer that may be nothing but a call."""
-        if not self._held.begun and text[place] in "{[":
+        if not self._held.begun and text[place] in self._form.bare:
             return self._begin_calls(place, is_bare=True)
         place = self._held.take(text, place)
         begun = self._held.begun
@@ -128,6 +130,9 @@ class JsonCallsParser(StateParser):
         self._num_calls += call.begun
         self._is_after_call = self._is_after_call or call.begun
         self._call = None
+        if self._is_single and call.begun:
+            self._state = self._over
+            return place
         if call.status == "broken":
             self._held.put(call.held)
             return self._give_up(place)
@@ -155,10 +160,10 @@ class JsonCallsParser(StateParser):
                 self._held.drop()
                 self._state = self._content
             return place + 1
-        if self._form.bare and not begun and char in ";,":
+        if self._form.parted and not begun and char in ";,":
             self._state = self._before_call
             return place + 1
-        if self._form.bare and not begun and char == "{":
+        if self._form.parted and not begun and char == "{":
             self._state = self._before_call
             return place
         self._state = self._content

@@ -48,6 +48,10 @@ class OutputParser(Protocol):
     be the beginning of a mark is held back.
     """
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can come of more text: the one call that may be has been."""
+
     def push(self, text: str) -> list[OutputPart]:
         """The parts that become certain with ``text``."""
 

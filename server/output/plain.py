@@ -8,6 +8,8 @@ from .parts import ContentText, OutputPart
 class PlainParser:
     """An ``OutputParser`` that finds content only."""
 
+    is_over = False
+
     def push(self, text: str) -> list[OutputPart]:
         """See ``OutputParser``."""
         return [ContentText(text)] if text else []

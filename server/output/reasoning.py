@@ -34,6 +34,11 @@ class ReasoningParser(StateParser):
         self._state = self._start
         self._is_first = True
 
+    @property
+    def is_over(self) -> bool:
+        """See ``OutputParser``."""
+        return self._rest.is_over
+
     def finish(self) -> list[OutputPart]:
         """See ``OutputParser``."""
         held = self._held.drop()

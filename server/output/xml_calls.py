@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .call_scan import as_json
@@ -28,8 +28,8 @@ class XmlCallsParser(StateParser):
     A call is one as soon as its function's tag is closed; its parameters come one by one.
     """
 
-    def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
-        super().__init__()
+    def __init__(self, schemas: Mapping[str, Mapping[str, Any]], is_single: bool = False) -> None:
+        super().__init__(is_single)
         self._schemas = schemas
         self._gate = TextGate((CALL, FUNCTION))
         self._state = self._content
@@ -102,11 +102,10 @@ class XmlCallsParser(StateParser):
             self._parameter, self._state = "", self._parameter_name
         elif begun in (FUNCTION_END, CALL_END):
             self._add("}")
-            self._end_call()
+            self._end_call(self._after_call)
         elif not any(tag.startswith(begun) for tag in (PARAMETER, FUNCTION_END, CALL_END)):
             held = self._held.drop()
-            self._end_call()
-            self._state = self._content
+            self._end_call(self._content)
             self._feed(held)
         return place
 
@@ -127,12 +126,17 @@ class XmlCallsParser(StateParser):
         self._pieces.clear()
         separator = ", " if self._num_parameters else ""
         self._num_parameters += 1
-        value = as_json(self._read(raw.removeprefix("\n").removesuffix("\n")))
+        value = self._json_of(raw.removeprefix("\n").removesuffix("\n"))
         self._add(f"{separator}{as_json(self._parameter)}: {value}")
         self._state = self._between
         if tag != PARAMETER_END:
             self._feed(tag)
         return place
+
+    def _json_of(self, raw: str) -> str:
+        value = self._read(raw)
+        # A number that is too large for Python stays as it is written.
+        return raw.strip() if isinstance(value, float) else as_json(value)
 
     def _read(self, raw: str) -> object:
         schema = self._schemas.get(self._name, {}).get("properties")
@@ -144,11 +148,11 @@ class XmlCallsParser(StateParser):
         except (ValueError, RecursionError):
             return raw
 
-    def _end_call(self) -> None:
+    def _end_call(self, then: Callable[[str, int], int]) -> None:
         self._num_calls += 1
         self._is_after_call = True
         self._held.drop()
-        self._state = self._after_call
+        self._state = self._over if self._is_single else then
 
     def _after_call(self, text: str, place: int) -> int:
         """The end of the call around a function, which may be left out."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, Tag
 
 from ..body_lists import Items, entries_up_to
-from ..openai import CacheSalt, LogitBias, ModelBody, Part
+from ..openai import TOOL_CHOICE, CacheSalt, LogitBias, ModelBody, Part
 from .items import InputItem
 
 # Read past: they can't change an answer here. `max_tool_calls` counts OpenAI's own tools only.
@@ -67,6 +67,14 @@ class AllowedTools(Part):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[Items[NamedTool], Field(min_length=1)]
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<word>")]
+    | Annotated[NamedTool, Tag("<function>")]
+    | Annotated[AllowedTools, Tag("<allowed_tools>")],
+    TOOL_CHOICE,
+]
 
 
 class PlainFormat(Part):
@@ -149,7 +157,7 @@ class ResponseRequest(ModelBody):
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     include: Items[Included] | None = None
     tools: Items[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None

@@ -1,4 +1,7 @@
-"""Items that come in with ``POST /v1/responses``: messages, calls, their outputs, reasoning."""
+"""Items that come in with ``POST /v1/responses``: messages, calls, their outputs, reasoning.
+
+Or what stands for an item of a response that is kept.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from ...gateway.fleet.kept_items import ITEM_REFERENCE, reference_of
 from ..body_lists import Items
 from ..openai import Part
 
@@ -15,8 +19,9 @@ OfTheSdk = Annotated[Any, Field(exclude=True)]
 """What the SDK adds to what it parsed; it says the same once more."""
 
 # A fault's path leaves names in angle brackets out.
-_MESSAGE, _CALL, _OUTPUT, _REASONING = (
-    f"<{name}>" for name in ("message", "function_call", "function_call_output", "reasoning")
+_MESSAGE, _CALL, _OUTPUT, _REASONING, _REFERENCE = (
+    f"<{name}>"
+    for name in ("message", "function_call", "function_call_output", "reasoning", ITEM_REFERENCE)
 )
 _TEXT, _REFUSAL = "<text>", "<refusal>"
 _TEXT_TYPES = ("input_text", "output_text", "text")
@@ -110,12 +115,22 @@ class InputReasoning(Part):
     status: ItemStatus | None = None
 
 
+class InputReference(Part):
+    """Stands for an item of a response that is kept."""
+
+    type: Literal["item_reference"] | None = None
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+
+
 def _item_kind(item: object) -> str | None:
+    if isinstance(item, InputReference) or reference_of(item) is not None:
+        return _REFERENCE
     kinds = {
         "message": _MESSAGE,
         "function_call": _CALL,
         "function_call_output": _OUTPUT,
         "reasoning": _REASONING,
+        ITEM_REFERENCE: _REFERENCE,
     }
     kind = _type_of(item, "message")
     return kinds.get(kind) if isinstance(kind, str) else None
@@ -131,11 +146,12 @@ InputItem = Annotated[
     Annotated[InputMessage, Tag(_MESSAGE)]
     | Annotated[InputCall, Tag(_CALL)]
     | Annotated[InputCallOutput, Tag(_OUTPUT)]
-    | Annotated[InputReasoning, Tag(_REASONING)],
+    | Annotated[InputReasoning, Tag(_REASONING)]
+    | Annotated[InputReference, Tag(_REFERENCE)],
     Discriminator(
         _item_kind,
         custom_error_type="item_type",
         custom_error_message="must be an item of type message, function_call, "
-        "function_call_output or reasoning",
+        "function_call_output, reasoning or item_reference",
     ),
 ]

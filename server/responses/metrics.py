@@ -18,11 +18,12 @@ class KeptCollector(Collector):
         self._store = store
 
     def collect(self) -> Iterable[Metric]:
-        """Three counters, two gauges."""
+        """Four counters, two gauges."""
         counts = self._store.counts
         counters = (
             ("kept", "Responses that were kept.", counts.num_kept),
             ("not_kept", "Responses to be kept that were not.", counts.num_not_kept),
+            ("no_room", "Of those the ones that Redis had no room for.", counts.num_no_room),
             ("evicted", "Kept responses that others pushed out.", counts.num_evicted),
         )
         gauges = (

@@ -6,9 +6,9 @@ The same parts make the same items and ids on each replica, streamed or not.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 from typing import Protocol
 
+from ...gateway.fleet.kept_items import item_id
 from ..output.parts import (
     ContentText,
     OutputPart,
@@ -216,12 +216,7 @@ class OutputBuilder:
         return events
 
     def _item_id(self, kind: str, index: int) -> str:
-        return item_id(kind, f"{self._answer_id}/out/{index}")
-
-
-def item_id(kind: str, name: str) -> str:
-    """An item's id, the same wherever it is made."""
-    return f"{kind}_{blake2b(name.encode(), digest_size=16).hexdigest()}"
+        return item_id(kind, self._answer_id, "output", index)
 
 
 def merged(parts: Iterable[OutputPart]) -> list[OutputPart]:

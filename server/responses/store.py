@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from ...gateway.fleet.connection import RedisDown, RedisLink
 from ...gateway.fleet.kept_limits import KeptLimits
-from ...gateway.fleet.kept_redis import RedisResponses
+from ...gateway.fleet.kept_redis import NoRoom, RedisResponses
 from ...gateway.fleet.kept_responses import KeptResponse, pack, read_packed
 from ..errors import ApiError
 
@@ -22,10 +22,14 @@ RETRY_SECONDS = 1
 
 @dataclass(slots=True)
 class StoreCounts:
-    """What became of responses since the start, and what is in this process's memory now."""
+    """What became of responses since the start, and what is in this process's memory now.
+
+    ``num_no_room`` of ``num_not_kept`` met a Redis without room.
+    """
 
     num_kept: int = 0
     num_not_kept: int = 0
+    num_no_room: int = 0
     num_evicted: int = 0
     num_held: int = 0
     num_held_bytes: int = 0
@@ -157,6 +161,9 @@ class FleetStore:
         """See ``ResponseStore``."""
         try:
             is_kept = await self._responses.keep(tenant, kept)
+        except NoRoom:
+            is_kept = False
+            self.counts.num_no_room += 1
         except (RedisDown, RedisError):
             is_kept = False
         self.counts.num_kept += is_kept

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from ...gateway.fleet.kept_items import BadReference, item_id, with_items
 from ...gateway.fleet.kept_responses import RESPONSE_ID, KeptResponse
 from ...gateway.fleet.responses_input import call_ids, chat_body, input_items
 from ..access import Tenant
@@ -16,7 +18,6 @@ from ..body import parse_body
 from ..errors import ApiError, bad_field
 from ..openai import ChatRequest
 from .body import AllowedTools, ResponseRequest
-from .output import item_id
 from .store import ResponseStore
 
 Item = dict[str, Any]
@@ -28,6 +29,7 @@ _FIELDS = (
     (re.compile(r"response_format(\.json_schema)?"), "text.format"),
     (re.compile(r"(tools\[\d+\])\.function"), r"\1"),
     (re.compile(r"tool_choice\.function"), "tool_choice"),
+    (re.compile(r"tool_choice\.allowed_tools(\.tools\[\d+\])?(\.function)?"), r"tool_choice\1"),
     (re.compile(r"reasoning_effort"), "reasoning.effort"),
 )
 
@@ -49,11 +51,11 @@ class Turn:
         previous = await _previous(body.previous_response_id, store, tenant)
         history = previous.history if previous else []
         dumped = body.model_dump(include={"input"}, exclude_none=True)
-        items = [item for item in input_items(dumped) if isinstance(item, dict)]
+        items = await _with_items(input_items(dumped), history, store, tenant)
         if not (history or items or body.instructions):
             raise bad_field("input", "is empty")
         _check_calls(history, items)
-        return cls(body, history, items)
+        return cls(body, history, [item for item in items if isinstance(item, dict)])
 
     def chat(self, num_dropped: int = 0) -> ChatRequest:
         """The chat that is asked for, without its ``num_dropped`` oldest droppable items.
@@ -76,7 +78,7 @@ class Turn:
 
     def kept_items(self, answer_id: str) -> list[Item]:
         """Its own items as they are kept and listed: with ids, contents as parts."""
-        return [_listed(item, f"{answer_id}/in/{index}") for index, item in enumerate(self.items)]
+        return [_listed(item, answer_id, index) for index, item in enumerate(self.items)]
 
 
 def dropped(items: Sequence[Item], num: int) -> list[Item]:
@@ -149,6 +151,16 @@ async def _previous(
     return kept
 
 
+async def _with_items(
+    items: Sequence[object], history: Sequence[Item], store: ResponseStore, tenant: Tenant
+) -> list[object]:
+    """``items`` with what they refer to in its place; raises ApiError 400, 503 as stores."""
+    try:
+        return await with_items(items, history, partial(store.find, tenant.name))
+    except BadReference as error:
+        raise bad_field(f"input[{error.index}].id", str(error), error.code) from error
+
+
 def _check_allowed(body: ResponseRequest) -> None:
     if isinstance(body.tool_choice, AllowedTools):
         known = {tool.name for tool in body.tools or ()}
@@ -159,7 +171,7 @@ def _check_allowed(body: ResponseRequest) -> None:
                 )
 
 
-def _check_calls(history: Sequence[Item], items: Sequence[Item]) -> None:
+def _check_calls(history: Sequence[Item], items: Sequence[object]) -> None:
     made = set(call_ids(history, "function_call"))
     for index, item in enumerate(items):
         made.update(call_ids([item], "function_call"))
@@ -171,9 +183,10 @@ def _check_calls(history: Sequence[Item], items: Sequence[Item]) -> None:
                 )
 
 
-def _listed(item: Mapping[str, Any], name: str) -> Item:
+def _listed(item: Mapping[str, Any], answer_id: str, index: int) -> Item:
     kind = item.get("type", "message")
-    shown = {"id": item_id(_IDS[kind], name), **item, "type": kind, "status": "completed"}
+    own_id = item_id(_IDS[kind], answer_id, "input", index)
+    shown = {"id": own_id, **item, "type": kind, "status": "completed"}
     content = item.get("content")
     if kind == "message" and isinstance(content, str):
         is_output = item["role"] == "assistant"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenizers.decoders import DecodeStream
@@ -12,6 +13,9 @@ from .tokenizer import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MAX_PRIMING_TOKENS = 16
+
+Watch = Callable[[str], bool]
+"""Told a choice's text piece by piece, says whether the choice is over with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,8 @@ class TextStream:
 class Detokenizer:
     """Turns one request's ``TokenOutput`` into ``TextDelta``; ``finished`` once it has ended.
 
-    A stop string ends the choice here, before the engine knows: the caller then aborts the
-    engine's request.
+    A stop string ends the choice here, before the engine knows, and so does ``watch``, whatever
+    ``min_tokens`` says: the caller then aborts the engine's request.
     """
 
     def __init__(
@@ -106,8 +110,12 @@ class Detokenizer:
         prompt_token_ids: list[int],
         params: SamplingParams,
         shown_ids: frozenset[int] = frozenset(),
+        watch: Watch | None = None,
     ) -> None:
         self._params = params
+        self._tokenizer = tokenizer
+        self._shown_ids = shown_ids
+        self._watch = watch
         self._end_token_ids = frozenset() if params.ignore_eos else tokenizer.end_token_ids
         self._text = TextStream(tokenizer, prompt_token_ids, params.skip_special_tokens, shown_ids)
         self._stop = StopScanner(params.stop, params.include_stop_str_in_output)
@@ -123,7 +131,7 @@ class Detokenizer:
                 continue
             shown, stop = self._scan(self._text.push(token_id))
             text.append(shown)
-            if stop is not None:
+            if stop is not None or self._is_over(shown):
                 return self._stopped(output, position + 1, "".join(text), stop)
         if output.finish_reason is not None:
             shown, stop = self._scan(self._text.flush())
@@ -147,10 +155,22 @@ class Detokenizer:
         """Take in tokens whose text is out already; returns that.
 
         ``finish_reason`` is how the choice ended, if it did with the last of them. ``finished``
-        afterwards without one: a stop string is among them.
+        afterwards without one: a stop string is among them, or the watch's end.
         """
+        if finish_reason == "stop" and self._watch and token_ids:
+            # What the watch ended is ended by it again, behind a token that is text.
+            finish_reason = finish_reason if self._is_end(token_ids[-1]) else None
         output = TokenOutput(request_id="", token_ids=token_ids, finish_reason=finish_reason)
         return self.push(output).text
+
+    def _is_over(self, text: str) -> bool:
+        return bool(text) and self._watch is not None and self._watch(text)
+
+    def _is_end(self, token_id: int) -> bool:
+        """Whether a token that a choice stopped with is an end by itself, and no text."""
+        if token_id in self._params.stop_token_ids:
+            return True
+        return self._tokenizer.is_special(token_id) and token_id not in self._shown_ids
 
     def _scan(self, text: str) -> tuple[str, str | None]:
         return self._stop.push(text, armed=self._num_tokens >= self._params.min_tokens)
@@ -163,7 +183,9 @@ class Detokenizer:
             and not self._params.include_stop_str_in_output
         )
 
-    def _stopped(self, output: TokenOutput, num_tokens: int, text: str, stop: str) -> TextDelta:
+    def _stopped(
+        self, output: TokenOutput, num_tokens: int, text: str, stop: str | None
+    ) -> TextDelta:
         self.finished = True
         logprobs = None if output.logprobs is None else output.logprobs[:num_tokens]
         return TextDelta(

@@ -82,6 +82,7 @@ def test_greedy_tokens_are_those_of_rounded_adapters(tiny: Tiny) -> None:
         dtype="float32",
         device="cpu",
         kv_cache_gb=0.02,
+        adapter_memory_gb=0.05,
         num_threads=1,
         max_num_batched_tokens=48,
     )

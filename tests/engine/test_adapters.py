@@ -54,7 +54,8 @@ def sources(model, tmp_path_factory) -> dict[str, AdapterSource]:
 
 
 def configure(model: Path, sources, **options) -> EngineConfig:
-    options = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.01, **options}
+    room = {"kv_cache_gb": 0.01, "adapter_memory_gb": 0.05}
+    options = {"dtype": "float32", "device": "cpu", **room, **options}
     return EngineConfig(model=str(model), adapters=tuple(sources), num_threads=1, **options)
 
 

@@ -76,7 +76,10 @@ def mixed_requests() -> list[GenerationRequest]:
     return generations
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 16, 2048])
+@pytest.mark.parametrize(
+    "chunk",
+    [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(16, marks=pytest.mark.slow), 2048],
+)
 def test_answers_are_those_of_peft(llama: Served, chunk: int) -> None:
     generations = mixed_requests()
     answers = generate(start(llama, max_num_batched_tokens=chunk), generations)

@@ -59,7 +59,8 @@ def loop(served: Served) -> EngineLoop:
 
 def start(served: Served, **options: object) -> EngineLoop:
     sources = tuple(AdapterSource(digest=n, path=str(p)) for n, p in served.adapters.items())
-    options = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.02, **options}
+    room = {"kv_cache_gb": 0.02, "adapter_memory_gb": 0.05}
+    options = {"dtype": "float32", "device": "cpu", **room, **options}
     return build_engine(
         EngineConfig(model=str(served.model), adapters=sources, num_threads=1, **options)
     )

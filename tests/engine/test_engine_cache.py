@@ -31,7 +31,8 @@ def adapter(model, tmp_path_factory) -> AdapterSource:
 
 
 def engine(model: Path, adapter: AdapterSource, **options) -> EngineLoop:
-    options = {"kv_cache_gb": 0.01, "max_model_len": 128, **options}
+    room = {"kv_cache_gb": 0.01, "adapter_memory_gb": 0.05}
+    options = {**room, "max_model_len": 128, **options}
     config = EngineConfig(
         model=str(model),
         adapters=(adapter,),

@@ -118,6 +118,36 @@ def test_only_text_counts() -> None:
     assert allowed(matcher, 10) == {tokenizer.end_id}
 
 
+_TOKENS = [b"Th", b"The", b"The cat", b' {"', b'{"', b'{"a', b'a"', b'": "', b"cat", b" cat", b"he"]
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        (Grammar("regex", "The cat/dog"), b"The cat/dog"),
+        (Grammar("lark", 'start: "The cat"'), b"The cat"),
+        (Grammar("lark", '%llguidance {"allow_initial_skip": true}\nstart: /The cat/'), b"The cat"),
+        (
+            Grammar(
+                "json_schema",
+                '{"type":"object","properties":{"a":{"const":"The cat"}},"required":["a"],'
+                '"additionalProperties":false,'
+                '"x-guidance":{"whitespace_flexible":false}}',
+            ),
+            b'{"a":"The cat"}',
+        ),
+    ],
+)
+def test_where_one_text_can_follow_any_token_of_it_may(grammar: Grammar, text: bytes) -> None:
+    tokens = [*(bytes([byte]) for byte in range(256)), *_TOKENS]
+    tokenizer = GrammarTokenizer(Vocabulary(tokens), ())
+    for start in range(len(text)):
+        matcher = compile_grammar(grammar, tokenizer)
+        assert matcher.try_consume_tokens(list(text[:start])) == start
+        fitting = {i for i, token in enumerate(tokens) if text[start:].startswith(token)}
+        assert allowed(matcher, len(tokens)) == fitting, text[start:]
+
+
 def test_a_vocabulary_is_written_once(tmp_path: Path) -> None:
     vocabulary = Vocabulary([b"\xff\x00", b"", b"x" * 70000], [1])
     path = vocabulary.write(str(tmp_path))

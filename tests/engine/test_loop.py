@@ -30,7 +30,8 @@ def model(tmp_path_factory) -> Path:
 
 
 def engine(model: Path, **options) -> EngineLoop:
-    options = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.01, **options}
+    room = {"kv_cache_gb": 0.01, "adapter_memory_gb": 0.05}
+    options = {"dtype": "float32", "device": "cpu", **room, **options}
     return build_engine(EngineConfig(model=str(model), num_threads=1, **options))
 
 

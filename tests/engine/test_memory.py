@@ -11,7 +11,6 @@ from branchline.engine.blocks import NUM_RESERVED_BLOCKS
 from branchline.engine.config import EngineConfig
 from branchline.engine.errors import EngineStartError
 from branchline.engine.memory import (
-    CPU_SHARE,
     GIB,
     host_blocks_for,
     kv_budget,
@@ -35,7 +34,7 @@ def test_more_than_the_machine_has_is_refused_at_the_start():
 def test_a_cpu_takes_what_is_wanted_up_to_its_share():
     config = EngineConfig(model="m")
     assert kv_budget(config, CPU, wanted=1000) == 1000
-    assert kv_budget(config, CPU, wanted=10**15) == int(machine_memory() * CPU_SHARE)
+    assert kv_budget(config, CPU, wanted=10**15) == machine_memory() // 4
 
 
 @pytest.mark.parametrize(("text", "limit"), [("4096\n", 4096), ("max\n", None), (None, None)])
@@ -88,6 +87,8 @@ def test_host_memory_that_can_t_be_had_is_refused_at_the_start(kv_offload_gb, er
         ("block_size", 257),
         ("gpu_memory_utilization", 0.0),
         ("gpu_memory_utilization", 1.1),
+        ("cpu_memory_utilization", 0.0),
+        ("cpu_memory_utilization", 1.1),
         ("kv_cache_gb", -1.0),
         ("max_model_len", 1),
         ("num_threads", 0),

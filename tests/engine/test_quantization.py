@@ -95,6 +95,7 @@ def test_generation_with_adapters_on_top(tmp_path: Path) -> None:
             device="cpu",
             quantization="fp8",
             kv_cache_gb=0.02,
+            adapter_memory_gb=0.05,
             num_threads=1,
         )
     )

@@ -115,6 +115,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         """One that lives, or one that has ended."""
         self.house.abort(f"r{data.draw(st.integers(0, self.num_added))}")
 
+    @rule(data=st.data())
+    def hold(self, data: st.DataObject) -> None:
+        """One that runs, waits, is held, or has ended: what comes next reads it late."""
+        self.house.hold(f"r{data.draw(st.integers(0, self.num_added))}")
+
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        self.house.go_on(f"r{data.draw(st.integers(0, self.num_added))}")
+
+    @rule()
+    def steps_while_all_are_held(self) -> None:
+        """Until nothing is under way: then nothing is taken from anybody who would want it."""
+        for request_id in self.house.live:
+            self.house.hold(request_id)
+        while self.house.pipeline.has_work:
+            assert not self.house.step().chunks
+        assert self.house.cache.blocks.num_private == 0
+        assert self.house.scheduler.num_waiting == 0
+        assert not any(self.house.slots.num_leases(digest) for digest in DIGESTS)
+
     @invariant()
     def is_sound(self) -> None:
         if hasattr(self, "house"):
@@ -150,6 +170,32 @@ def test_tokens_do_not_depend_on_chunks_order_or_memory(
     house.drain()
     assert {len(output) for output in house.finished.values()} == {9}
     assert len(house.finished) == 6
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_nothing_is_lost_when_readers_come_and_go(depth: int) -> None:
+    chance = random.Random(depth)
+    house = House(Setting(num_spare_blocks=20, max_num_seqs=6, max_model_len=64, depth=depth))
+    num_added = 0
+    while num_added < 120 or house.live:
+        if num_added < 120 and len(house.live) < 15:
+            prompt = [chance.randrange(NUM_TOKEN_IDS) for _ in range(chance.randint(1, 30))]
+            params = SamplingParams(max_tokens=chance.randint(1, 30), ignore_eos=True)
+            adapter = chance.choice([None, *DIGESTS])
+            tenant = chance.choice("ab")
+            house.add(
+                make_generation(f"r{num_added}", prompt, params, adapter=adapter, tenant=tenant)
+            )
+            num_added += 1
+        for request_id in list(house.live):
+            if chance.random() < 0.1:
+                house.hold(request_id)
+            if chance.random() < 0.2:
+                house.go_on(request_id)
+        house.step()
+    assert len(house.finished) == 120
+    assert house.scheduler.held.num_holds > 120
+    house.drain()
 
 
 def test_the_settings_above_do_preempt() -> None:

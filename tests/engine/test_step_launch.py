@@ -47,7 +47,8 @@ class Recording:
 
 
 def run(model: Path, ahead: bool | None) -> tuple[list[str], list[int]]:
-    options = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.01, "num_threads": 1}
+    room = {"kv_cache_gb": 0.01, "adapter_memory_gb": 0.05}
+    options = {"dtype": "float32", "device": "cpu", "num_threads": 1, **room}
     loop = build_engine(EngineConfig(model=str(model), async_scheduling=ahead, **options))
     loop._sampler = recording = Recording(loop._sampler)
     params = SamplingParams(temperature=0, seed=1, max_tokens=4, ignore_eos=True)

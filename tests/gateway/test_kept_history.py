@@ -16,6 +16,7 @@ from branchline.gateway.config import GatewayConfig
 from branchline.gateway.endpoints import RESPONSES, endpoint_of
 from branchline.gateway.fleet.connection import RedisLink
 from branchline.gateway.fleet.identity import digest_key
+from branchline.gateway.fleet.kept_items import item_id
 from branchline.gateway.fleet.kept_limits import KeptLimits
 from branchline.gateway.fleet.kept_redis import RedisResponses
 from branchline.gateway.fleet.kept_responses import KeptResponse, Sealer
@@ -83,6 +84,27 @@ async def test_where_it_is_not_to_be_had_it_is_read_alone(
 ) -> None:
     body = {**FOLLOW, "previous_response_id": response_id}
     assert await text_of(body, tenant, kept) == alone(FOLLOW)
+
+
+async def test_references_are_read_as_what_they_stand_for() -> None:
+    name = item_id("msg", f"resp_{1:032x}", "output", 0)
+    answer = {**ANSWER, "id": name}
+    kept = KeptResponse(response={"id": f"resp_{1:032x}", "output": [answer]}, items=[QUESTION])
+
+    class Holding(Kept):
+        async def find(self, tenant: str, response_id: str) -> KeptResponse | None:
+            return kept if (tenant, response_id) == ("acme", kept.id) else None
+
+    last = {"role": "user", "content": FOLLOW["input"]}
+    referring = [QUESTION, {"type": "item_reference", "id": name}, last]
+    whole = alone({**FOLLOW, "input": [QUESTION, answer, last]})
+    assert await text_of({**FOLLOW, "input": referring}, kept=Holding()) == whole
+    assert whole != alone({**FOLLOW, "input": referring})
+    twice = {**FOLLOW, "previous_response_id": kept.id, "input": referring[1:]}
+    assert await text_of(twice, kept=Holding()) == whole
+    for tenant, held in (("other", Holding()), ("acme", Kept(RedisDown("gone"))), ("acme", Kept())):
+        given = await text_of({**FOLLOW, "input": referring}, tenant, held)
+        assert given == alone({**FOLLOW, "input": referring}), "a replica says what is wrong"
 
 
 async def test_nobody_else_waits_for_redis() -> None:

@@ -286,3 +286,10 @@ def test_one_conversation_has_one_text_at_each_endpoint():
     text, variant = found.pop()
     assert text == chat_text(TURN_OF["/v1/chat/completions"]["messages"])
     assert variant
+
+
+def test_a_refusal_is_an_assistants_text() -> None:
+    said = {"role": "assistant", "content": "no"}
+    for refused in ({"refusal": "no"}, {"content": None, "refusal": "no"}):
+        assert chat_text([{"role": "assistant", **refused}]) == chat_text([said])
+    assert chat_text([{**said, "refusal": "never"}]) == chat_text([said])

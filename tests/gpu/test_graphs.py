@@ -42,7 +42,8 @@ class House:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory, device) -> House:
     directory: Path = tmp_path_factory.mktemp("graphs")
-    model = make_tiny_model(directory / "model", "llama")
+    fewer = {} if device.type == "cuda" else {"num_hidden_layers": 2}
+    model = make_tiny_model(directory / "model", "llama", **fewer)
     adapters = {
         "r8": make_adapter(model, directory / "r8", 8, seed=1),
         "r40": make_adapter(model, directory / "r40", 40, seed=2, target_modules=ATTENTION),

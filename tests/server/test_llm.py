@@ -14,6 +14,8 @@ from branchline.engine.errors import RequestError
 from branchline.lora.errors import BranchlineError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+ENGINE: dict[str, Any] = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.01}
+ENGINE |= {"adapter_memory_gb": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
         "a": make_adapter(model, root / "a", 4),
         "b": make_adapter(model, root / "b", 8, seed=1),
     }
-    return LLM(model, lora, dtype="float32", device="cpu", kv_cache_gb=0.01, num_threads=1)
+    return LLM(model, lora, num_threads=1, **ENGINE)
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +49,10 @@ def test_prompts_in_every_form(llm: LLM) -> None:
     assert texts(llm, list(b"abc")) == [alone]
     assert texts(llm, [list(b"abc"), list(b"xyz")])[0] == alone
     assert texts(llm, (tuple(b"abc"),)) == [alone]
+
+
+def test_no_prompts_are_no_outputs(llm: LLM) -> None:
+    assert llm.generate([]) == llm.chat([]) == []
 
 
 def test_adapters_one_for_all_or_one_each(llm: LLM) -> None:
@@ -162,7 +168,6 @@ def test_progress_is_shown(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None
         (["a", "b"], {"adapter": ["a"]}, "1 of them for 2 prompts"),
         (["a", "b"], {"sampling_params": [GREEDY]}, "1 of them for 2 prompts"),
         ("a", {"adapter": "zz"}, "'zz' is not loaded; loaded: a, b"),
-        ([], {}, "prompt"),
         ("a" * 600, {}, "512"),
         ([[1], [1, 9999]], {}, "260"),
         (["fine", ""], {}, "at least one token"),
@@ -205,9 +210,8 @@ def test_many_more_prompts_than_a_server_would_queue(llm: LLM) -> None:
 
 def test_a_queue_limit_of_ones_own_is_said_by_prompt(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "model", "llama")
-    options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.01}
-    options |= {"max_queued_requests": 2, "max_num_seqs": 1}  # free seats are no queue
-    limited = LLM(model, num_threads=1, **options)
+    options = {"max_queued_requests": 2, "max_num_seqs": 1}  # free seats are no queue
+    limited = LLM(model, num_threads=1, **ENGINE, **options)
     outputs = limited.generate(["a"] * 5, GREEDY, use_tqdm=False)
     reasons = [output.outputs[0].finish_reason for output in outputs]
     assert reasons == ["length"] * 3 + ["error"] * 2

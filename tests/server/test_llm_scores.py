@@ -18,6 +18,7 @@ from branchline.engine.types import Grammar
 from branchline.lora.errors import BranchlineError
 
 OPTIONS: dict[str, Any] = {"dtype": "float32", "device": "cpu", "num_threads": 1}
+OPTIONS |= {"adapter_memory_gb": 0.05}
 PROMPT = "a prompt of some blocks, so that there is something to share"
 
 

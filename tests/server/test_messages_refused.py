@@ -11,6 +11,7 @@ import anthropic
 import pytest
 from fake_engine import FakeEngine, engine_info
 
+from branchline.gateway.fleet.headers import ERROR_CODE
 from branchline.server.app import create_app
 from branchline.server.body import parse_body
 from branchline.server.messages.body import MessagesRequest
@@ -157,3 +158,33 @@ async def test_a_wrong_method_has_anthropics_shape(harness: Harness) -> None:
     response = await harness.client.get("/v1/messages")
     assert response.status_code == 405
     assert response.json()["type"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/messages/nothing", 404),
+        ("GET", "/v1/messages/batches/b_1", 404),
+        ("POST", "/v1/messages/", 404),
+        ("GET", "/v1/messages", 405),
+        ("DELETE", "/v1/messages/count_tokens", 405),
+        ("POST", "/v1/messages/%0a", 404),
+    ],
+)
+async def test_paths_that_are_none(harness: Harness, method: str, path: str, status: int) -> None:
+    answer = await harness.client.request(method, path)
+    told = answer.json()
+    assert answer.status_code == status
+    assert told["type"] == "error"
+    kind = "not_found_error" if status == 404 else "invalid_request_error"
+    assert told["error"]["type"] == kind
+    assert told["request_id"] == answer.headers["request-id"]
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+async def test_the_code_of_an_error_stands_beside_it(harness: Harness) -> None:
+    """A gateway goes by it, and Anthropic's shape has no place for it."""
+    body = {"model": "nobody", "max_tokens": 9, "messages": USER}
+    answer = await harness.post("/v1/messages", body)
+    assert answer.headers[ERROR_CODE] == "model_not_found"
+    assert set(answer.json()["error"]) == {"type", "message"}

@@ -151,3 +151,33 @@ async def test_a_gateway_takes_account_wherever_the_connection_breaks(
         assert account.fault is None
         assert said(path, got.decode()) == whole
         assert account.num_output_tokens == len(SAID.encode()) + 1 + len(CALLS.encode()) + 1
+
+
+async def test_log_probabilities_of_a_cut_response_are_in_its_deltas(tokenizer: Tokenizer) -> None:
+    """What repeats those of the whole text has none: they are gone with the first replica."""
+    include = ["message.output_text.logprobs"]
+    body = body_of(RESPONSES, {"input": "hello", "include": include, "top_logprobs": 1})
+    whole = await Replica(tokenizer).stream(RESPONSES, body)
+    [expected, repeated] = logprobs_of(whole)
+    assert len(expected) > 20
+    assert repeated == expected
+    there = Replica(tokenizer, ReplicaEngine())
+    for cut in range(1, len(whole) - 1):
+        rest = await there.resume(RESPONSES, body, whole[:cut])
+        [told, repeated] = logprobs_of([*whole[:cut], *rest])
+        if whole[cut - 1].events:  # else the tokens of what was held back are lost with it
+            assert told == expected, cut
+        else:
+            assert len(told) < len(expected)
+        assert repeated == []
+
+
+def logprobs_of(groups: list[Group]) -> list[list[Any]]:
+    """Of a response's deltas, and of the event that has its whole text."""
+    events = [json.loads(event.partition(b"data: ")[2]) for g in groups for event in g.events]
+    kind = "response.output_text"
+    told = [entry for e in events if e["type"] == f"{kind}.delta" for entry in e["logprobs"]]
+    [done] = [event for event in events if event["type"] == f"{kind}.done"]
+    final = events[-1]["response"]["output"][0]["content"][0]["logprobs"]
+    assert final == done["logprobs"]
+    return [told, final]

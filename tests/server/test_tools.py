@@ -238,7 +238,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "messages[0].tool_call_id",
     ),
     (
-        {"messages": [{**TURNS[1], "role": "user"}]},
+        {"messages": [{**TURNS[1], "role": "user", "content": "x"}]},
         "messages[0].tool_calls",
     ),
     (

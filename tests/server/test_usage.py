@@ -104,6 +104,8 @@ async def test_block_metrics_add_up(harness: Harness) -> None:
         num_overloaded=5,
         num_waiting=6,
         num_computed_prompt_tokens=7,
+        num_held=8,
+        num_holds=9,
     )
     text = (await harness.client.get("/metrics")).text
     blocks = {
@@ -126,6 +128,8 @@ async def test_block_metrics_add_up(harness: Harness) -> None:
         ("branchline:overloaded_requests_total", 5),
         ("vllm:num_requests_waiting", 6),
         ("branchline:computed_prompt_tokens_total", 7),
+        ("branchline:requests_held", 8),
+        ("branchline:request_holds_total", 9),
     ):
         [line] = [row for row in text.splitlines() if row.startswith(f"{name}{{")]
         assert float(line.rpartition(" ")[2]) == pytest.approx(number), name

@@ -61,7 +61,8 @@ def serve(directory: Path, family: str) -> Served:
 def start(served: Served, **options: object) -> EngineLoop:
     sources = tuple(AdapterSource(digest=n, path=str(p)) for n, p in served.adapters.items())
     fixed = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.02, "block_size": BLOCK_SIZE}
-    options = {"model": str(served.model), "num_threads": 1, **fixed, **options}
+    room = {"num_threads": 1, "adapter_memory_gb": 0.05}
+    options = {"model": str(served.model), **room, **fixed, **options}
     return build_engine(EngineConfig(adapters=sources, **options))
 
 

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from random_adapter import perturb_pairs, randomize_adapter
+from reference_adapters import load_base
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, make_tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 INVOCATION = (257, 117, 115, 101)
 """``<|im_start|>use``: what the activated kinds are invoked by (byte-level tokens)."""
@@ -77,7 +78,7 @@ class Kind:
 
     def make(self, model_dir: Path, out_dir: Path, seed: int = 0) -> Path:
         """Write such an adapter of the model in ``model_dir``; returns ``out_dir``."""
-        base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        base = load_base(model_dir)
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # PEFT warns of most kinds: tied heads, saved tables
             torch.manual_seed(seed)

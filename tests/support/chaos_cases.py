@@ -16,6 +16,7 @@ NUM_TOKENS = 160
 SERVE_FLAGS = (
     *("--served-model-name", BASE, "--dtype", "float32", "--device", "cpu"),
     *("--num-threads", "1", "--kv-cache-gb", "0.05", "--max-num-seqs", "32"),
+    *("--adapter-memory-gb", "0.05"),
 )
 
 

@@ -119,6 +119,10 @@ class StubAdapters:
             )
         raise GatewayError(404, f"no {model}", param="model", code="model_not_found")
 
+    def default_model(self, caller: Caller, snapshot: FleetSnapshot) -> str | None:
+        named = {"base": "base"} if caller.models is None else caller.models
+        return next((name for name, meant in named.items() if meant == "base"), None)
+
     def models(self, caller: Caller, snapshot: FleetSnapshot) -> list[ModelEntry]:
         names = ["base", *self.adapters] if caller.models is None else list(caller.models)
         return [ModelEntry(name) for name in names]
@@ -176,6 +180,7 @@ class StubLimiter:
 
     def __init__(self) -> None:
         self.refuses = False
+        self.labels: list[str] = []
         self.reserved: list[Estimate] = []
         self.settled: list[Usage | None] = []
 
@@ -186,6 +191,7 @@ class StubLimiter:
             headers = {"retry-after": "7", "x-ratelimit-remaining-requests": "0"}
             raise GatewayError(429, "too many", code="rate_limit_exceeded", headers=headers)
         self.reserved.append(estimate)
+        self.labels.append(label)
         return StubAdmission(self)
 
 
@@ -254,9 +260,9 @@ def config(**options: Any) -> GatewayConfig:
 
 @asynccontextmanager
 async def gateway_house(
-    number: int = 2, tracer: Tracer | None = None, **options: Any
+    number: int = 2, tracer: Tracer | None = None, kept: Any = None, **options: Any
 ) -> AsyncIterator[House]:
-    """A gateway before so many mock replicas."""
+    """A gateway before so many mock replicas; ``kept`` is what Redis holds of responses."""
     async with mock_replicas(number, SECRET) as replicas:
         view, adapters = StubView(replicas), StubAdapters()
         tenants, limiter = StubTenants(), StubLimiter()
@@ -268,6 +274,7 @@ async def gateway_house(
             "store": Store(None, "test"),
             "tenants": tenants,
             "limiter": limiter,
+            "kept": kept,
         }
         log: list[str] = []
         services = assemble(

@@ -77,7 +77,8 @@ class GrammarHouse:
         return cls(model, Tokenizer.from_directory(str(model)), Vocabularies(), adapters)
 
     def engine(self, **options: Any) -> EngineLoop:
-        options = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.05, **options}
+        room = {"kv_cache_gb": 0.05, "adapter_memory_gb": 0.05}
+        options = {"dtype": "float32", "device": "cpu", **room, **options}
         return build_engine(
             EngineConfig(model=str(self.model), num_threads=1, adapters=self.adapters, **options)
         )

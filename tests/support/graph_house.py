@@ -62,6 +62,7 @@ def start(served: Served, **options: Any) -> EngineLoop:
         "max_model_len": MAX_LEN,
         "block_size": BLOCK_SIZE,
         "kv_cache_gb": NUM_BLOCKS * BLOCK_SIZE * 2 * 4 * 4 * 16 * 4 / 2**30,
+        "adapter_memory_gb": 0.05,
         "dtype": "float32",
         "device": "cpu",
         **options,

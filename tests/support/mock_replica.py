@@ -15,6 +15,7 @@ from mock_shapes import NUM_PROMPT_TOKENS, event_at, usage_at, whole_at
 
 from branchline.gateway.endpoints import ENDPOINTS
 from branchline.gateway.fleet import headers as fleet
+from branchline.gateway.fleet.messages_errors import is_messages_path, messages_error
 from branchline.gateway.fleet.records import AdapterPlace, AdapterPlaces, ReplicaReport
 from branchline.gateway.fleet.resume import (
     COMMENT,
@@ -67,6 +68,8 @@ class MockReplica:
         self.known: set[str] = set()
         self.kept: dict[str, str] = {}
         self.kept_text = ""
+        self.has_no_redis = False
+        self.num_unknown = 0
         self.cuts_kept_after: int | None = None
         self.kept_peers: list[object] = []
         self.num_left = 0
@@ -171,6 +174,9 @@ class MockReplica:
         if body.get("stream"):
             return await self._stream(request, body, record, fault)
         if (before := body.get("previous_response_id")) and before not in self.kept:
+            if self.has_no_redis:
+                headers = {"retry-after": "1"}
+                return _error(503, "response_store_unavailable", headers)
             return _error(400, "previous_response_not_found")
         num_tokens = _num_tokens(body)
         await asyncio.sleep(self.token_seconds * num_tokens)
@@ -182,6 +188,9 @@ class MockReplica:
             return _error(401, "unauthorized")
         response_id = request.match_info["rest"].partition("/")[0]
         if self.kept.get(response_id) != request.headers[fleet.TENANT]:
+            self.num_unknown += 1
+            if self.has_no_redis:
+                return _error(503, "response_store_unavailable", {"retry-after": "1"})
             return _error(404, "response_not_found")
         assert request.transport is not None
         self.kept_peers.append(request.transport.get_extra_info("peername"))
@@ -200,7 +209,12 @@ class MockReplica:
             assert request.transport is not None
             request.transport.abort()
         elif fault.kind == "status":
-            return _error(fault.status, fault.code, dict(fault.headers))
+            headers = dict(fault.headers)
+            if not is_messages_path(request.path):
+                return _error(fault.status, fault.code, headers)
+            error = messages_error(fault.status, fault.code, request.headers[fleet.REQUEST_ID])
+            headers[fleet.ERROR_CODE] = fault.code
+            return web.json_response(error, status=fault.status, headers=headers)
         elif fault.kind == "leave":
             self.known.clear()
             await asyncio.Event().wait()

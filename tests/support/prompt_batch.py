@@ -57,7 +57,8 @@ def start(served: Served, **options: object) -> EngineLoop:
     """An engine in this process, in float32."""
     sources = tuple(AdapterSource(digest=n, path=str(p)) for n, p in served.adapters.items())
     fixed = {"dtype": "float32", "device": "cpu", "kv_cache_gb": 0.02, "num_threads": 1}
-    options = {"model": str(served.model), "max_loras": 8, **fixed, **options}
+    room = {"max_loras": 8, "adapter_memory_gb": 0.05}
+    options = {"model": str(served.model), **room, **fixed, **options}
     return build_engine(EngineConfig(adapters=sources, **options))
 
 

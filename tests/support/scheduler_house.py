@@ -100,6 +100,12 @@ class House:
         self.scheduler.abort(request_id)
         self.live.pop(request_id, None)
 
+    def hold(self, request_id: str) -> None:
+        self.scheduler.hold(request_id)
+
+    def go_on(self, request_id: str) -> None:
+        self.scheduler.go_on(request_id)
+
     def step(self, num_errors: int = 0) -> StepPlan:
         """One turn; the first rows of a step that it launches may be in error."""
         self._num_errors = num_errors
@@ -155,6 +161,7 @@ class House:
         assert sum(chunk.num_scheduled_tokens for chunk in plan.chunks) <= setting.budget
         assert len(self.scheduler.running) <= setting.max_num_seqs
         assert all(chunk.num_scheduled_tokens > 0 for chunk in plan.chunks)
+        assert not any(request.is_held for request in requests)
         for request in requests:
             assert (request.slot is None) == (request.adapter is None)
         self._check_ranks(requests)
@@ -212,6 +219,8 @@ class House:
             assert self.slots.num_leases(digest) >= len(holders)
 
     def drain(self, max_steps: int = 20_000) -> None:
+        for request_id in self.live:
+            self.go_on(request_id)
         for _ in range(max_steps):
             if not self.pipeline.has_work:
                 break

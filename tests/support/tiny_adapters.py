@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from reference_adapters import load_base
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = "all-linear"
@@ -35,7 +35,7 @@ def make_adapter(
     change. ``alora_invocation_tokens=[...]`` makes it an activated LoRA. Returns ``out_dir``, which
     then holds what ``save_pretrained`` writes.
     """
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    base = load_base(model_dir)
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,

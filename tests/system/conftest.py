@@ -19,6 +19,7 @@ API_KEY = "sk-test"
 SERVE_FLAGS = (
     *("--served-model-name", BASE, "--dtype", "float32", "--device", "cpu"),
     *("--num-threads", "1", "--kv-cache-gb", "0.05", "--max-num-seqs", "64"),
+    *("--adapter-memory-gb", "0.05"),
 )
 
 

@@ -111,6 +111,8 @@ def test_tokenize_and_back(house: TenantFleet) -> None:
         assert told["count"] == len(told["tokens"]) > 0
         back = post(house, "/detokenize", {"model": model, "tokens": told["tokens"]}).json()
         assert back["prompt"] == "hello there"
+    told = post(house, "/tokenize", {"prompt": "hello there"}).json()
+    assert told["count"] == len(told["tokens"]) > 0
 
 
 BODIES: dict[str, dict[str, Any]] = {

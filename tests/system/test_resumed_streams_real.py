@@ -32,7 +32,7 @@ BASE, PLAIN, ACTIVATED = "base", "plain", "activated"
 FLAGS = (
     *("--served-model-name", BASE, "--dtype", "float32", "--device", "cpu", "--num-threads", "1"),
     *("--kv-cache-gb", "0.02", "--max-num-seqs", "16", "--max-model-len", "512"),
-    *("--fleet-secret", SECRET),
+    *("--fleet-secret", SECRET, "--adapter-memory-gb", "0.05"),
 )
 INVOCATION = [201, 202, 203]
 

@@ -83,6 +83,31 @@ def test_a_tool_call(openai_way: dict[str, Any]) -> None:
     assert json.loads(call.function.arguments)["town"] in ("Bern", "Oslo")
 
 
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_the_next_turn_takes_a_message_as_litellm_gave_it(
+    openai_way: dict[str, Any], as_dict: bool
+) -> None:
+    first = litellm.completion(model="openai/base", messages=MESSAGES, **openai_way)
+    said = first.choices[0].message
+    turns = [*MESSAGES, said.model_dump() if as_dict else said, *MESSAGES]
+    answer = litellm.completion(model="openai/base", messages=turns, **openai_way)
+    assert answer.choices[0].message.content
+    assert answer.usage.prompt_tokens > first.usage.prompt_tokens
+    fields = {**openai_way, "max_tokens": 200, "temperature": 1, "seed": 5}
+    called = (
+        litellm.completion(
+            model="openai/base", messages=MESSAGES, tools=[TOOL], tool_choice="required", **fields
+        )
+        .choices[0]
+        .message
+    )
+    call = called.tool_calls[0]
+    result = {"role": "tool", "tool_call_id": call.id, "content": "12 degrees"}
+    turns = [*MESSAGES, called.model_dump() if as_dict else called, result]
+    answer = litellm.completion(model="openai/base", messages=turns, tools=[TOOL], **openai_way)
+    assert answer.choices[0].finish_reason in ("stop", "length", "tool_calls")
+
+
 def test_embeddings(openai_way: dict[str, Any]) -> None:
     fields = {name: openai_way[name] for name in ("api_base", "api_key")}
     answer = litellm.embedding(model="openai/base", input=["first", "second"], **fields)

@@ -40,7 +40,7 @@ TOOLS: Any = [
 MESSAGES: Any = [{"role": "user", "content": "Weather?"}]
 FLAGS = (
     *("--served-model-name", BASE, "--dtype", "float32", "--device", "cpu"),
-    *("--num-threads", "1", "--kv-cache-gb", "0.05"),
+    *("--num-threads", "1", "--kv-cache-gb", "0.05", "--adapter-memory-gb", "0.05"),
 )
 
 

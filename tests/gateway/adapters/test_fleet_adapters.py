@@ -241,6 +241,17 @@ async def test_a_tenant_reaches_its_own_names_and_no_others(gateway: AdapterGate
         gateway.target(wire, Caller(tenant="everything"))
 
 
+async def test_the_default_model_is_the_base_as_its_caller_calls_it(
+    gateway: AdapterGateway,
+) -> None:
+    await gateway.upload("legal", b"one")
+    snapshot = gateway.fleet.snapshot()
+    named = {"law": "legal", "plain": "base"}
+    for models, name in ((None, "base"), (named, "plain"), ({"law": "legal"}, None)):
+        caller = Caller(tenant="t", models=models)
+        assert gateway.directory.default_model(caller, snapshot) == name
+
+
 async def test_names_that_replicas_bring_are_there_too(gateway: AdapterGateway) -> None:
     gateway.fleet["b"].own["local"] = AdapterPlace(name="local", digest="d" * 64, tier="disk")
     gateway.fleet["b"].own["broken"] = AdapterPlace(name="broken", digest="d" * 64, error="x")

@@ -118,14 +118,21 @@ def test_all_that_a_chat_has_too() -> None:
         },
         "reasoning_effort": "low",
     }
-    allowed = {
-        "type": "allowed_tools",
-        "mode": "required",
-        "tools": [{"type": "function", "name": "g"}],
-    }
+
+
+def test_allowed_tools_leave_all_of_them_to_be_seen() -> None:
+    tools = [{"type": "function", "name": name} for name in "fg"]
+    body = {"model": "m", "input": "hi", "tools": tools}
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": tools[1:]}
     chosen = chat_body({**body, "tool_choice": allowed})
-    assert chosen["tool_choice"] == "required"
-    assert chosen["tools"] == [{"type": "function", "function": {"name": "g", "parameters": {}}}]
+    assert chosen["tool_choice"] == {
+        "type": "allowed_tools",
+        "allowed_tools": {
+            "mode": "required",
+            "tools": [{"type": "function", "function": {"name": "g"}}],
+        },
+    }
+    assert chosen["tools"] == chat_body(body)["tools"]
 
 
 JSON = st.recursive(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,9 +87,27 @@ def small_house(monkeypatch: pytest.MonkeyPatch, gateway: str, replica: str) -> 
     monkeypatch.setattr(runner, "gateway_child", lambda config: spec("gateway", gateway))
 
 
+JOINED_LATE = """
+import http.server, itertools
+count = itertools.count()
+
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        seen = next(count)
+        print("sees", seen, flush=True)
+        self.send_response(200 if seen else 503)
+        self.end_headers()
+        self.wfile.write(b'{"num_replicas_up": %d}' % seen)
+
+server = http.server.HTTPServer(("127.0.0.1", 0), Ready)
+print(f"is ready: serving on http://127.0.0.1:{server.server_port}", flush=True)
+server.serve_forever()
+"""
+"""A gateway that sees no replica when it is asked for the first time."""
+
+
 async def test_up_and_down_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    serving = "import time; print('is ready: serving on http://127.0.0.1:9', flush=True);"
-    small_house(monkeypatch, serving + "time.sleep(60)", STAYS)
+    small_house(monkeypatch, JOINED_LATE, STAYS)
     put = spec("adapter a", "print('taken')")
     monkeypatch.setattr(runner, "adapter_command", lambda config, url, name, path: put)
     lines: list[str] = []
@@ -96,9 +115,9 @@ async def test_up_and_down_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     up = UpConfig(model="m", directory=tmp_path, adapters=(("a", "b"),), num_replicas=1)
     running = asyncio.create_task(runner.bring_up(up, lines.append, stop))
     await until(lambda: any(line.startswith("up: ") for line in lines))
-    assert lines.index("adapter a | taken") < lines.index(
-        "up: 1 replicas behind http://127.0.0.1:9"
-    )
+    news = [line for line in lines if line.startswith(("gateway | sees", "adapter", "up"))]
+    assert news[:-1] == ["gateway | sees 0", "gateway | sees 1", "adapter a | taken"]
+    assert re.fullmatch(r"up: 1 replicas behind http://127.0.0.1:\d+", news[-1])
     assert not any(line.startswith("redis |") for line in lines)
     stop.set()
     assert await asyncio.wait_for(running, 10) == 0

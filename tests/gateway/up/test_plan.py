@@ -43,7 +43,7 @@ def value_after(words: tuple[str, ...], flag: str) -> str:
     return words[words.index(flag) + 1]
 
 
-def test_replicas_divide_the_cores_and_share_one_secret(tmp_path: Path) -> None:
+def test_replicas_divide_the_machine_and_share_one_secret(tmp_path: Path) -> None:
     up = config(tmp_path, replicas=3, serve_flags=("--dtype", "float32"))
     children = replica_children(up)
     assert [value_after(child.words, "--replica-id") for child in children] == [
@@ -52,6 +52,8 @@ def test_replicas_divide_the_cores_and_share_one_secret(tmp_path: Path) -> None:
         "replica-3",
     ]
     assert {value_after(child.words, "--num-threads") for child in children} == {"2"}
+    shares = {value_after(child.words, "--cpu-memory-utilization") for child in children}
+    assert shares == {"0.0833"}  # a third of a quarter of the machine's memory
     assert all(child.words[-2:] == ("--dtype", "float32") for child in children)
     secrets = {child.environment["BRANCHLINE_FLEET_SECRET"] for child in children}
     assert secrets == {gateway_child(up).environment["BRANCHLINE_FLEET_SECRET"]}
@@ -71,7 +73,8 @@ def test_no_secret_is_on_a_command_line_or_in_a_repr(tmp_path: Path) -> None:
 def test_gpus_are_given_out_in_turn(tmp_path: Path) -> None:
     children = replica_children(config(tmp_path, replicas=3, cuda_devices="0,1"))
     assert [child.environment["CUDA_VISIBLE_DEVICES"] for child in children] == ["0", "1", "0"]
-    assert all("--num-threads" not in child.words for child in children)
+    for flag in ("--num-threads", "--cpu-memory-utilization"):
+        assert all(flag not in child.words for child in children)
 
 
 def test_our_redis_is_reached_by_this_user_alone(tmp_path: Path) -> None:
