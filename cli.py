@@ -202,6 +202,13 @@ def cli() -> None:
     help="Seconds within which a request body has to be here.",
 )
 @click.option(
+    "--client-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds that a client may take nothing of its stream.",
+)
+@click.option(
     "--response-ttl",
     type=click.FloatRange(0, min_open=True),
     default=86400.0,

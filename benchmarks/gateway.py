@@ -3,12 +3,14 @@
     python benchmarks/gateway.py            about six minutes on two cores
     python benchmarks/gateway.py --full     with a million distinct prompts, about an hour
     python benchmarks/gateway.py --seconds 2 --rates 100 --streams 50 --prompts 500
+    python benchmarks/gateway.py --workers 1
 
 Four tenants with API keys and all five limits, routing by cost over four replicas, the access log
 on (to /dev/null). Each rate goes directly to a replica and then through the gateway, paced, with
 prompts that differ; added latency is the difference of the two. Latency is of whole answers. The
 limit beside it is a bare door (gateway_load/bare.py) over the same libraries, which does nothing
-but pass on. The machine's share is that of all processes together: gateway, Redis, replicas, wrk.
+but pass on, in one process. The machine's share is that of all processes together: gateway, Redis,
+replicas, wrk. The gateway is --workers processes and their parent; its CPU and memory are the sum.
 """
 
 from __future__ import annotations
@@ -41,6 +43,13 @@ MILLION = 1_000_000
 @click.option("--stream-seconds", type=click.FloatRange(3), default=32.0, show_default=True)
 @click.option("--prompts", type=click.IntRange(1), default=30_000, show_default=True)
 @click.option("--full", is_flag=True, help="A million distinct prompts.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Processes of the gateway.",
+)
 @click.option("--access-log/--no-access-log", default=True, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Results file.")
 def main(
@@ -51,6 +60,7 @@ def main(
     stream_seconds: float,
     prompts: int,
     full: bool,
+    workers: int,
     access_log: bool,
     json_path: Path | None,
 ) -> None:
@@ -63,13 +73,22 @@ def main(
         num_streams=streams,
         stream_seconds=stream_seconds,
         num_prompts=MILLION if full else prompts,
+        num_workers=workers,
     )
+    click.echo(f"the gateway: {workers} worker{'s' if workers > 1 else ''}")
     results = document.heading("mock replicas")
     results["versions"] = versions()
     flags = () if access_log else ("--no-access-log",)
     with (
         tempfile.TemporaryDirectory() as directory,
-        house(Path(directory), num_replicas=4, num_tenants=4, num_tokens=32, flags=flags) as made,
+        house(
+            Path(directory),
+            num_replicas=4,
+            num_tenants=4,
+            num_tokens=32,
+            num_workers=workers,
+            flags=flags,
+        ) as made,
     ):
         results |= measure(made, plan)
     results["load_average_after"] = os.getloadavg()

@@ -32,7 +32,7 @@ class Users(Protocol):
     """Who knows the requests of an adapter: the scheduler."""
 
     def num_requests_of(self, adapter: str) -> int:
-        """Live requests, running and waiting."""
+        """Live requests: running, waiting and held."""
 
 
 class AdapterNews(NamedTuple):

@@ -212,6 +212,9 @@ class EngineClient:
                     unread = self._unread.get(output.request_id)
                     if unread is not None and unread.put(output, bound):
                         self._send(Hold(output.request_id))
+                # What has come while the loop was late is taken in without a pause otherwise, and
+                # readers that keep up would look as if they didn't.
+                await asyncio.sleep(0)
 
     async def _watch(self) -> None:
         """Wait for the process to end, then end every request that it held."""

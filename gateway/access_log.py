@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -24,11 +25,28 @@ logger = logging.getLogger(__name__)
 
 
 def write_stdout(text: str) -> None:
-    """Write it all; hangs where stdout is a pipe that nobody reads."""
-    # Past Python's own buffer: its lock, held in a write that hangs, would abort the exit.
-    data = memoryview(text.encode())
-    while data:
-        data = data[os.write(sys.stdout.fileno(), data) :]
+    """Write it all; hangs where stdout is a pipe that nobody reads.
+
+    Lines of several processes in one pipe stay whole: what is written at once is at most what the
+    system never tears apart, and ends with a line. Only a line beyond that can be torn.
+    """
+    for part in whole_lines(text.encode(), select.PIPE_BUF):
+        # Past Python's own buffer: its lock, held in a write that hangs, would abort the exit.
+        data = memoryview(part)
+        while data:
+            data = data[os.write(sys.stdout.fileno(), data) :]
+
+
+def whole_lines(data: bytes, max_bytes: int) -> Iterator[bytes]:
+    """It in pieces of at most ``max_bytes`` that end with a line; a longer line is one piece."""
+    begin = 0
+    while len(data) - begin > max_bytes:
+        end = data.rfind(b"\n", begin, begin + max_bytes) + 1
+        end = end or data.find(b"\n", begin) + 1 or len(data)
+        yield data[begin:end]
+        begin = end
+    if begin < len(data):
+        yield data[begin:]
 
 
 class LineBuffer:

@@ -32,7 +32,7 @@ from .endpoints import ENDPOINTS
 from .error_shapes import error_answer, id_headers
 from .errors import GatewayError
 from .fleet.headers import REQUEST_ID
-from .fleet.http_server import request_id_of
+from .fleet.http_server import ABORT, request_id_of
 from .fleet.messages_errors import is_messages_path
 from .gate import Gate
 from .generate import GenerateDoor
@@ -42,9 +42,6 @@ from .models_api import ModelsDoor
 from .proxy.guard import ClientGone, UpstreamLost
 from .proxy.header_rules import read_headers
 from .proxy.job import Trail
-
-ABORT = "branchline.abort"
-"""The ASGI extension with which ``serve.py`` lets a connection be cut."""
 
 _ADMIN = ("/admin", "/debug")
 

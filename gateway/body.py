@@ -80,6 +80,7 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
 Decode = Callable[[bytes], ModelRequest]
 
 decode_plain: Decode = msgspec.json.Decoder(ModelRequest).decode
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
@@ -106,8 +107,10 @@ def parse_body(body: bytes, decode: Decode = decode_plain) -> ModelRequest:
 def not_json(body: bytes, error: Exception) -> str:
     """What is wrong with a body that can't be read; msgspec takes half a pair for a cut end."""
     what = "it is empty" if not body.strip() else str(error).removesuffix(".")
-    if "truncated" in what and body.rstrip().endswith((b"}", b"]", b'"')):
-        what = "a string in it is cut, or holds half of a surrogate pair"
+    if "truncated" in what:
+        what = "it ends too early"
+        if _SURROGATE.search(body) and body.rstrip().endswith((b"}", b"]", b'"')):
+            what = "a string in it is cut, or holds half of a surrogate pair"
     return f"The body is not valid JSON: {what}."
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from .config import GatewayConfig
 
 POLICIES = ("cost", "round-robin", "least-loaded", "consistent-hash")
 
@@ -27,6 +30,12 @@ def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
 @_option("--fleet-secret", metavar="SECRET", help="The replicas'. Also BRANCHLINE_FLEET_SECRET.")
 @_option("--host", default="127.0.0.1")
 @_option("--port", type=click.IntRange(0, 65535), default=8080)
+@_option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="Processes that share the port, a core each; more than 1 need --redis.",
+)
 @_option("--policy", type=click.Choice(POLICIES), default="cost", help="How to route.")
 @_option(
     "--admin-key",
@@ -85,10 +94,19 @@ def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
 def gateway_command(**options: Any) -> None:
     """One door to many replicas: routing, tenants, limits, failover."""
     from .config import parse_gateway_options
-    from .serve import run
 
     try:
         config = parse_gateway_options(options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    sys.exit(run(config))
+    sys.exit(_run(config))
+
+
+def _run(config: GatewayConfig) -> int:
+    if config.workers > 1:
+        from .workers.parent import run_workers
+
+        return run_workers(config)
+    from .serve import run
+
+    return run(config)

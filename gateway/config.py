@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,7 +44,8 @@ class GatewayConfig:
 
     Exactly one of ``redis`` and ``replicas`` is set. ``fleet_secret`` is the secret itself: it
     goes to replicas. ``admin_keys`` are sha256 digests. ``cors_origins`` are the web pages that may
-    call from browsers.
+    call from browsers. ``workers`` are the processes that share the port; ``limits.max_streams`` is
+    for all of them together.
     """
 
     redis: str | None
@@ -64,11 +65,23 @@ class GatewayConfig:
     access_log: bool = True
     otlp_endpoint: str | None = None
     cors_origins: tuple[str, ...] = ()
+    workers: int = 1
 
     @property
     def keyless_admin(self) -> bool:
         """Whether this machine's own users are admins without a key."""
         return self.allow_anonymous and not self.admin_keys and is_loopback(self.host)
+
+    def of_worker(self, number: int, port: int) -> GatewayConfig:
+        """What worker ``number`` (from 0) is told, at the port that all of them share.
+
+        Worker 0 keeps its state where a gateway alone does, each other in a folder below.
+        """
+        state_dir = self.state_dir
+        if state_dir is not None and number:
+            state_dir = state_dir / f"worker-{number}"
+        limits = replace(self.limits, max_streams=-(-self.limits.max_streams // self.workers))
+        return replace(self, port=port, state_dir=state_dir, limits=limits)
 
 
 def parse_gateway_options(options: Mapping[str, Any]) -> GatewayConfig:
@@ -83,6 +96,8 @@ def parse_gateway_options(options: Mapping[str, Any]) -> GatewayConfig:
     replicas = tuple(dict.fromkeys(_replica_url(text) for text in options["replica"]))
     if bool(options["redis"]) == bool(replicas):
         raise ValueError("--redis: give either --redis URL or --replica URL (repeatable)")
+    if options["workers"] > 1 and not options["redis"]:
+        raise ValueError("--workers: more than 1 need --redis, through which they share all limits")
     if not _FLEET_NAME.fullmatch(options["fleet_name"]):
         raise ValueError("--fleet-name: must be 1 to 64 of letters, digits, '.', '_' and '-'")
     secret = _fleet_secret(options["fleet_secret"])
@@ -107,6 +122,7 @@ def parse_gateway_options(options: Mapping[str, Any]) -> GatewayConfig:
         access_log=options["access_log"],
         otlp_endpoint=options["otlp_endpoint"],
         cors_origins=parse_origins(options["cors_origin"], options["allowed_origins"]),
+        workers=options["workers"],
     )
 
 

@@ -20,6 +20,7 @@ TOKENS_PER_PROMPT = 64
 
 _SMOOTHING = 0.05
 _LOW_DRIFT = 0.01
+_MOST_FALL = 2.0
 _MARGIN = 0.75
 _USUAL_BYTES = 4.0
 
@@ -54,13 +55,16 @@ class TokenEstimates:
         self._ratios: dict[str, _Ratio] = {}
 
     def learn(self, model: str, size: PromptSize, num_prompt_tokens: int) -> None:
-        """A replica counted a prompt."""
+        """A replica counted a prompt; a count of more than it can have is of something else."""
         if size.num_token_ids or size.num_bytes < 64 or num_prompt_tokens < 1:
+            return
+        if num_prompt_tokens > size.num_bytes + _around(size):
             return
         ratio = size.num_bytes / num_prompt_tokens
         known = self._ratios.pop(model, None) or _Ratio(ratio, ratio)
         known.mean += _SMOOTHING * (ratio - known.mean)
-        known.low = min(ratio, known.low + _LOW_DRIFT * (known.mean - known.low))
+        lowest = max(ratio, known.low / _MOST_FALL)
+        known.low = min(lowest, known.low + _LOW_DRIFT * (known.mean - known.low))
         known.num_samples += 1
         self._ratios[model] = known
         if len(self._ratios) > MAX_MODELS:
@@ -77,9 +81,8 @@ class TokenEstimates:
         known = self._ratios.get(model)
         is_known = known is not None and known.num_samples >= NUM_SAMPLES_NEEDED
         ratio = max(known.low * _MARGIN, 0.25) if known is not None and is_known else 1.0
-        around = TOKENS_PER_MESSAGE * size.num_messages + TOKENS_PER_PROMPT
         usual = math.ceil((size.num_bytes - size.num_dense_bytes) / ratio)
-        return size.num_token_ids + size.num_dense_bytes + usual + around
+        return size.num_token_ids + size.num_dense_bytes + usual + _around(size)
 
     def estimate(
         self,
@@ -101,3 +104,7 @@ class TokenEstimates:
             num_input_tokens=min(self.at_most(model, size), max_model_len * request.num_prompts),
             num_output_tokens=min(asked, max_model_len) * num_answers,
         )
+
+
+def _around(size: PromptSize) -> int:
+    return TOKENS_PER_MESSAGE * size.num_messages + TOKENS_PER_PROMPT

@@ -69,7 +69,7 @@ class FleetApi:
         path = request.query_params.get("endpoint", DEFAULT_ENDPOINT)
         if path not in ENDPOINTS:
             raise GatewayError(400, f"endpoint: must be one of {', '.join(ENDPOINTS)}")
-        asked_for = await read_request(path, body, tenant, self.kept)
+        asked_for = (await read_request(path, body, tenant, self.kept)).request
         caller = Caller(tenant=tenant, cache_group=group)
         job = self._job(caller, request.headers, asked_for, Received("", path, {}, body))
         snapshot = self.proxy.view.snapshot()

@@ -21,6 +21,7 @@ from .kept_history import LINK_SECONDS, KeptHistory
 from .limits.build import build_limits
 from .limits.limiter import Limiter
 from .routing.router import Router, policy_named
+from .start_error import StartError
 from .store.documents import StoreError
 from .store.store import Store
 from .tenants.api import tenant_routes
@@ -34,10 +35,6 @@ from .view.key_reader import HttpKeyFetch, KeyReader
 
 _CALL_SECONDS = 0.08
 """How long a call of limits, view and store to Redis may take."""
-
-
-class StartError(Exception):
-    """Something about this machine, or what it was told, that keeps the gateway from starting."""
 
 
 Works = Mapping[str, Coroutine[Any, Any, None]]

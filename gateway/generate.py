@@ -62,6 +62,7 @@ class Generation:
         self._parts, self._proxy = parts, parts.proxy
         self._trail, self._headers, self._client = trail, headers, client
         self._endpoint = endpoint_of(trail.path)
+        self._is_whole = False
 
     async def run(self, guard: Guard, receive: Receive) -> None:
         """Answer it; raises GatewayError where nothing is sent yet, ClientGone, ClientLeft."""
@@ -80,7 +81,8 @@ class Generation:
             turn = await self._proxy.turns.take()
             try:
                 path, kept = self._trail.path, self._parts.kept
-                request = await read_request(path, body, caller.tenant, kept)
+                reading = await read_request(path, body, caller.tenant, kept)
+                request, self._is_whole = reading.request, reading.is_whole
                 job = await self._job(caller, request, body)
                 estimate = self._estimate(job, request)
                 admission = await self._admit(job, estimate)
@@ -204,7 +206,7 @@ class Generation:
     def _learn(self, target: Target, job: Job, usage: Usage, is_counted: bool) -> None:
         tokens = usage.num_input_tokens + usage.num_output_tokens
         self._proxy.adapters.note_demand(target, tokens)
-        if is_counted:
+        if is_counted and self._is_whole:
             self._parts.jobs.estimates.learn(target.wire_name, job.size, usage.num_input_tokens)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import aiohttp
+import msgspec
 
 from .errors import GatewayError
 from .estimates import NO_TOKENS
@@ -22,7 +23,7 @@ from .proxy.attempt import Refusal
 from .proxy.client_side import ClientSide, Receive, Send, watched
 from .proxy.exchange import exchange
 from .proxy.guard import Guard, UpstreamLost
-from .proxy.header_rules import encode_headers, to_client, to_replica
+from .proxy.header_rules import RawHeaders, encode_headers, to_client, to_replica
 from .proxy.job import Trail
 from .proxy.parts import ProxyParts
 from .proxy.upstream import LOST_ERRORS
@@ -118,6 +119,7 @@ class _Asking:
         self._proxy, self._guard, self._client = proxy, guard, client
         self._method, self._url_path, self._headers = method, url_path, headers
         self._refusal: Refusal | None = None
+        self._may_be_deleted = False
 
     async def run(self) -> None:
         """Pass on the first last word, or the best there was; raises GatewayError, UpstreamLost."""
@@ -130,9 +132,10 @@ class _Asking:
             except UpstreamLost:
                 if self._client.has_started:
                     raise
+                self._may_be_deleted = self._method == "DELETE"
         if self._refusal is not None:
             refusal = self._refusal
-            await self._client.whole(refusal.status, refusal.headers, refusal.body)
+            await self._whole(refusal.status, refusal.headers, refusal.body)
             return
         raise GatewayError(
             503,
@@ -170,7 +173,7 @@ class _Asking:
                 self._refusal = Refusal(status, headers, first)
             return False
         if not more:
-            await self._client.whole(status, headers, first)
+            await self._whole(status, headers, first)
             return True
         await self._client.start(status, headers)
         await self._client.write(first)
@@ -178,6 +181,14 @@ class _Asking:
             await self._client.write(more)
         await self._client.write(b"", more=False)
         return True
+
+    async def _whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """Send it; what a lost replica may have deleted, and no other one knows, is deleted."""
+        if status == UNKNOWN and self._may_be_deleted:
+            name = self._url_path.removeprefix(KEPT_RESPONSES).partition("?")[0]
+            body = msgspec.json.encode({"id": name, "object": "response", "deleted": True})
+            status, headers = 200, encode_headers({"content-type": "application/json"})
+        await self._client.whole(status, headers, body)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         """The next piece, none at the end."""

@@ -22,7 +22,7 @@ from .fleet.cors import with_cors
 from .fleet.identity import digest_key
 from .fleet.tracing import Tracer, TracingError
 from .fleet_api import FleetApi
-from .fleet_parts import FleetParts, StartError, open_fleet_parts
+from .fleet_parts import FleetParts, open_fleet_parts
 from .gate import Gate
 from .generate import GenerateDoor, GenerateParts
 from .jobs import JobMaker
@@ -35,8 +35,10 @@ from .proxy.parts import ProxyParts
 from .proxy.retry_budget import RetryBudget
 from .proxy.turns import Turns
 from .proxy.upstream import Upstream
+from .start_error import StartError
 from .store_metrics import StoreCollector
 from .system_api import SystemApi
+from .workers.siblings import Siblings
 
 FIRST_LOOK_SECONDS = 2.0
 """How long the first requests wait for the fleet to be seen."""
@@ -62,8 +64,9 @@ def assemble(
     version: str,
     access_log: AccessLog,
     tracer: Tracer | None = None,
+    siblings: Siblings | None = None,
 ) -> GatewayServices:
-    """The application over its parts; starts nothing."""
+    """The application over its parts; starts nothing. ``siblings`` are the other workers."""
     metrics, gate = _metrics_of(fleet), Gate(config.limits.max_streams)
     proxy = _proxy_parts(config, fleet, metrics)
     jobs = JobMaker(PrefixHasher(digest_key(config.fleet_secret)), TokenEstimates())
@@ -87,7 +90,7 @@ def assemble(
         metrics=metrics,
         access_log=access_log,
         routes=[
-            *SystemApi(gate, fleet.view, metrics, version, admin).routes(),
+            *SystemApi(gate, fleet.view, metrics, version, admin, siblings).routes(),
             *FleetApi(proxy, jobs, fleet.kept).routes(),
             *fleet.routes,
         ],
@@ -164,7 +167,9 @@ def _open_tracer(config: GatewayConfig, stack: AsyncExitStack) -> Tracer | None:
 
 
 @asynccontextmanager
-async def open_services(config: GatewayConfig, url: str) -> AsyncIterator[GatewayServices]:
+async def open_services(
+    config: GatewayConfig, url: str, siblings: Siblings | None = None
+) -> AsyncIterator[GatewayServices]:
     """A running gateway that listens at ``url``; raises StartError."""
     from .. import __version__
 
@@ -175,7 +180,9 @@ async def open_services(config: GatewayConfig, url: str) -> AsyncIterator[Gatewa
         lines = LineBuffer()
         stack.callback(lines.flush)
         log = AccessLog(config.access_log, lines.add)
-        services = assemble(config, fleet, __version__, log, tracer)
+        services = assemble(config, fleet, __version__, log, tracer, siblings)
+        if siblings is not None:
+            await stack.enter_async_context(siblings.answering(services.metrics.render))
         stack.push_async_callback(services.proxy.upstream.close)
         tasks = Tasks(services.broken)
         stack.push_async_callback(tasks.close)

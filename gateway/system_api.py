@@ -6,6 +6,7 @@ tenants stand at, and they don't trust each other.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from .admin_check import AdminCheck
 from .errors import GatewayError
 from .gate import Gate
 from .metrics import CONTENT_TYPE, GatewayMetrics
+from .workers.merged_metrics import merge
+from .workers.siblings import Siblings
 
 if TYPE_CHECKING:
     from .view.fleet_view import FleetView
@@ -25,13 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SystemApi:
-    """What is asked by machines. ``version`` is the package's."""
+    """What is asked by machines. ``version`` is the package's.
+
+    ``siblings`` are the other workers, where this gateway has some.
+    """
 
     gate: Gate
     view: FleetView
     metrics: GatewayMetrics
     version: str
     admin: AdminCheck
+    siblings: Siblings | None = None
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -59,12 +66,26 @@ class SystemApi:
         return _json(body, 200 if ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
-        text = self.metrics.render()
+        text = await self._counted(self._may_see_names(request))
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    async def _counted(self, with_names: bool) -> bytes:
+        """What this gateway has counted; with siblings, what each of them has."""
+        own = self.metrics.render()
+        if self.siblings is None:
+            return own if with_names else _without_names(own)
+        texts = await self.siblings.collect(own)
+        if not with_names:
+            texts = {number: _without_names(text) for number, text in texts.items()}
+        # Beside the loop: all series of many workers would keep streams waiting.
+        return await asyncio.to_thread(merge, texts, self.siblings.num_workers)
+
+    def _may_see_names(self, request: Request) -> bool:
         try:
             self.admin.check(request.headers)
         except GatewayError:
-            text = _without_names(text)
-        return Response(text, headers={"content-type": CONTENT_TYPE})
+            return False
+        return True
 
     async def _version(self, request: Request) -> Response:
         return _json({"version": self.version})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from typing import TypeVar
 
 from fastapi import Request
@@ -129,10 +130,17 @@ def _path(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 def _is_branch(part: str) -> bool:
     """Whether it is a name that pydantic gives to a union's branch, or a tag of ours."""
-    is_class = part[:1].isupper() and part.isidentifier()
-    return (
-        is_class or part in {"str", "int"} or part.startswith(("list[", "dict[", "literal[", "<"))
-    )
+    is_plain = part in {"str", "int"} or part.startswith(("list[", "dict[", "literal[", "<"))
+    return is_plain or part in _names_of_models()
+
+
+@cache
+def _names_of_models() -> frozenset[str]:
+    found, models = set[str](), [BaseModel]
+    while models:
+        models += (model := models.pop()).__subclasses__()
+        found.add(model.__name__)
+    return frozenset(found)
 
 
 def _lowered(message: str) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 from ..engine.types import Grammar, SamplingParams
 from .access import Tenant
@@ -21,6 +25,8 @@ from .services import Services
 from .structured.read import FieldGrammar, read_grammar
 from .text.tokenizer import Tokenizer
 from .tool_choice import ToolTerms
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +61,9 @@ async def open_chat_answer(
     given = read_grammar(body, services.sampling.limits)
     prompt = await services.prompts.chat(body, model)
     tokenizer = model.tokenizer or services.tokenizer
-    plan = services.outputs.plan(
-        body, terms, services.prompts.template_of(model), tokenizer, prompt.text
+    template = services.prompts.template_of(model)
+    plan = await _worked_out(
+        terms, partial(services.outputs.plan, body, terms, template, tokenizer, prompt.text)
     )
     plan = plan.beside(given)
     params = replace(params, grammar=await _grammar(services, given, terms, plan, tenant.name))
@@ -87,7 +94,14 @@ async def _grammar(
     tenant: str,
 ) -> Grammar | None:
     given = await services.grammars.in_own_dialect(given, tenant)
-    return await services.grammars.checked(services.outputs.grammar(given, terms, plan), tenant)
+    wanted = await _worked_out(terms, partial(services.outputs.grammar, given, terms, plan))
+    return await services.grammars.checked(wanted, tenant)
+
+
+async def _worked_out(terms: ToolTerms, work: Callable[[], T]) -> T:
+    """What ``work`` gives; in a thread where it goes through the schemas of many tools."""
+    is_long = terms.is_forced or terms.is_checked
+    return await asyncio.to_thread(work) if is_long else work()
 
 
 def _fitted(

@@ -42,11 +42,13 @@ class AdapterSpec:
 class Limits:
     """The most that one request may ask for; beyond is a 400 that names the field.
 
-    A body is also to be here within ``body_timeout`` seconds, else it is a 408.
+    A body is also to be here within ``body_timeout`` seconds, else it is a 408; a client that
+    takes nothing of its stream for ``client_timeout`` seconds is cut off.
     """
 
     max_body_bytes: int = 16 << 20
     body_timeout: float = 30.0
+    client_timeout: float = 60.0
     max_choices: int = 128
     max_prompts: int = 256
     max_sequences: int = 512
@@ -131,6 +133,7 @@ def parse_serve_options(options: Mapping[str, Any]) -> ServeConfig:
         limits=Limits(
             max_body_bytes=int(given.pop("max_body_mb") * (1 << 20)),
             body_timeout=given.pop("body_timeout"),
+            client_timeout=given.pop("client_timeout"),
         ),
         sources=_source_policy(given),
         cors_origins=parse_origins(given.pop("cors_origin"), given.pop("allowed_origins")),

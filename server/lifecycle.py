@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from ..gateway.fleet.http_server import HttpServer
+from ..gateway.fleet.http_server import GuardedProtocol, HttpServer
 from .app import create_app
 from .fleet.member import Membership, membership
 from .services import Services
@@ -97,7 +97,7 @@ def _uvicorn_config(services: Services) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(services),
         loop="none",
-        http="httptools",
+        http=GuardedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

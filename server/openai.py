@@ -199,8 +199,9 @@ class ChatMessage(Said):
     @classmethod
     def _speak_of_refusal(cls, given: Any) -> Any:
         """What an assistant said when it refused is its text."""
-        if isinstance(given, dict) and given.get("content") is None and given.get("refusal"):
-            return {**given, "content": given["refusal"]}
+        refusal = given.get("refusal") if isinstance(given, dict) else None
+        if isinstance(refusal, str) and given.get("content") is None:
+            return {**given, "content": refusal}
         return given
 
 

@@ -34,13 +34,17 @@ from .tool_choice import ToolTerms, read_tools
 # What is forced is forced into a form that every parser but a family's own reads.
 _MARKED = ("hermes", "json")  # between <tool_call> and </tool_call>
 
+MAX_GRAMMAR_CHARACTERS = 4 << 20
+"""Of all tools together, as rules."""
+
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
     """How an answer is read: ``schemas`` are of the tools that it may call, by name.
 
     ``shown_token_ids`` are special tokens that the parser has to see. ``is_inside``: the answer
-    begins in the midst of thoughts. ``is_single``: it ends with its first call.
+    begins in the midst of thoughts. ``is_single``: it ends with its first call. ``is_closed``: no
+    other names are calls. ``is_beside_form``: it may have a form of the client's, which no call is.
     """
 
     family: OutputFamily = PLAIN
@@ -49,6 +53,8 @@ class OutputPlan:
     shown_token_ids: frozenset[int] = frozenset()
     thinking: ThinkingIds | None = None
     is_single: bool = False
+    is_closed: bool = False
+    is_beside_form: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -60,8 +66,13 @@ class OutputPlan:
     def key(self) -> str:
         """A name for the way of reading: replicas that go on with an answer have the same."""
         tools = self.family.tools if self.schemas else "none"
-        single = "/single" if self.is_single else ""
-        return "" if self.is_plain else f"{tools}/{self.family.reasoning}{single}"
+        ways = {
+            "single": self.is_single,
+            "closed": self.is_closed,
+            "beside": self.is_beside_form,
+        }
+        words = [tools, self.family.reasoning, *(word for word, is_so in ways.items() if is_so)]
+        return "" if self.is_plain else "/".join(words)
 
     @property
     def opening_of_thoughts(self) -> str:
@@ -71,7 +82,13 @@ class OutputPlan:
 
     def new_parser(self) -> OutputParser:
         """A parser for one choice."""
-        return self.family.new_parser(self.schemas, self.is_inside, self.is_single)
+        return self.family.new_parser(
+            self.schemas,
+            self.is_inside,
+            self.is_single,
+            is_closed=self.is_closed,
+            is_beside_form=self.is_beside_form,
+        )
 
     def new_watch(self) -> Watch:
         """Tells of one choice's text whether its one call has been."""
@@ -93,10 +110,8 @@ class OutputPlan:
         )
 
     def beside(self, given: FieldGrammar | None) -> OutputPlan:
-        """The plan where an answer may have a form of the client's, which no call is."""
-        if given is None or not self.family.bare:
-            return self
-        return replace(self, family=replace(self.family, bare=""))
+        """The plan where an answer may have a form of the client's."""
+        return self if given is None else replace(self, is_beside_form=True)
 
 
 class ChatOutputs:
@@ -139,6 +154,7 @@ class ChatOutputs:
             tokenizer.special_ids_of(shown),
             _thinking_ids(marks, tokenizer, is_inside),
             is_single=terms.is_single and not terms.is_forced,
+            is_closed=terms.is_checked or terms.is_forced,
         )
 
     def grammar(
@@ -156,7 +172,14 @@ class ChatOutputs:
         elif given is None:
             rules = free_calls(calls, bool(plan.family.bare), plan.opening_of_thoughts)
         else:
-            rules = given_or_calls(_rules_of(given), calls)
+            rules = given_or_calls(_own(given), calls)
+        num_characters = sum(map(len, rules))
+        if num_characters > MAX_GRAMMAR_CHARACTERS:
+            raise bad_field(
+                "tools",
+                f"need a grammar of {num_characters} characters, "
+                f"the most is {MAX_GRAMMAR_CHARACTERS}: have fewer parameters",
+            )
         grammar = with_thoughts(rules, plan.family.thinking, plan.is_inside)
         return FieldGrammar("tools" if given is None else given.field, grammar)
 
@@ -207,12 +230,13 @@ def _thinking_first(given: FieldGrammar | None, plan: OutputPlan) -> FieldGramma
     marks = plan.family.thinking
     if given is None or marks is None:
         return given
-    return FieldGrammar(given.field, with_thoughts(_rules_of(given), marks, plan.is_inside))
+    rules = given_answer(_own(given))
+    return FieldGrammar(given.field, with_thoughts(rules, marks, plan.is_inside))
 
 
-def _rules_of(given: FieldGrammar) -> list[str]:
+def _own(given: FieldGrammar) -> Grammar:
     assert isinstance(given.grammar, Grammar), "others have been turned into the engine's dialect"
-    return given_answer(given.grammar)
+    return given.grammar
 
 
 def _field(given: FieldGrammar) -> str:

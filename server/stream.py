@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from ..gateway.fleet.http_server import ABORT
 from .errors import ApiError, to_api_error
 from .fleet.keep_alive import KEEP_ALIVE_SECONDS, kept_alive
 from .fleet.resume_state import StreamState
@@ -41,7 +44,8 @@ class EventStream(Response):
     The first event is awaited before the status line goes out, so that what fails until
     then is an ordinary error answer. A later failure is an event with ``error``. With ``state``
     the stream is a gateway's: that describes a failure too, no second passes in silence, and it
-    ends with ``[DONE]`` whatever its endpoint's do.
+    ends with ``[DONE]`` whatever its endpoint's do. A client that takes nothing for
+    ``client_timeout`` seconds has its connection cut.
     """
 
     media_type = "text/event-stream"
@@ -52,26 +56,53 @@ class EventStream(Response):
         events: AsyncGenerator[bytes],
         framing: Framing,
         state: StreamState | None = None,
+        client_timeout: float = math.inf,
     ) -> None:
         super().__init__(media_type=self.media_type)
         self._first = first
         self._events = events
         self._framing = framing
         self._state = state
+        self._client_timeout = client_timeout
+        self._sends_since: float | None = None
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        sender = asyncio.ensure_future(self._send(send))
+        sender = asyncio.ensure_future(self._send(self._timed(send)))
         watcher = asyncio.ensure_future(_until_disconnect(receive))
         try:
-            await asyncio.wait({sender, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            await self._first_of(sender, watcher)
+            if not (sender.done() or watcher.done()):
+                scope.get("extensions", {}).get(ABORT, bool)()
             if sender.done():
                 sender.result()
         finally:
             await _cancel(sender, watcher)
+
+    def _timed(self, send: Send) -> Send:
+        """``send``, with a note of since when a client does not take what is sent."""
+
+        async def timed(message: Message) -> None:
+            self._sends_since = time.monotonic()
+            await send(message)
+            self._sends_since = None
+
+        return timed
+
+    async def _first_of(self, sender: asyncio.Future[None], watcher: asyncio.Future[None]) -> None:
+        """Until one is done, or the client takes nothing any more."""
+        longest = self._client_timeout
+        pause = None if math.isinf(longest) else longest / 4
+        while True:
+            done, _ = await asyncio.wait(
+                {sender, watcher}, timeout=pause, return_when=asyncio.FIRST_COMPLETED
+            )
+            since = self._sends_since
+            if done or (since is not None and time.monotonic() - since > longest):
+                return
 
     async def _send(self, send: Send) -> None:
         async with aclosing(self._events):
@@ -104,6 +135,7 @@ async def start_stream(
     events: AsyncGenerator[bytes],
     framing: Framing,
     state: StreamState | None = None,
+    client_timeout: float = math.inf,
 ) -> EventStream:
     """A stream whose first event is there, or that has none; raises what comes before it."""
     try:
@@ -111,7 +143,7 @@ async def start_stream(
     except BaseException:
         await events.aclose()
         raise
-    return EventStream(first, events, framing, state)
+    return EventStream(first, events, framing, state, client_timeout)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -84,8 +84,9 @@ def test_compose_runs_the_commands_of_up(tmp_path: Path) -> None:
     for child in replicas:
         command = services[child.name]["command"]
         assert command[0] == child.words[4] == "serve"
-        # Beside these: a container is told by its name, and has its cores for itself.
-        assert flags(command) - {"--advertise-url"} == flags(child.words) - {"--num-threads"}
+        # Beside these: a container is told by its name, and has a GPU for itself.
+        of_cpus = {"--num-threads", "--cpu-memory-utilization"}
+        assert flags(command) - {"--advertise-url"} == flags(child.words) - of_cpus
         assert f"--replica-id={child.name}" in command
         assert set(child.environment) - {"PYTHONUNBUFFERED"} == set(
             services[child.name]["environment"]

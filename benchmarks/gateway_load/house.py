@@ -1,4 +1,4 @@
-"""Redis, the mock replicas, one gateway and a bare door, each a process on 127.0.0.1."""
+"""Redis, the mock replicas, one gateway and a bare door, on 127.0.0.1; only it has workers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 
 from branchline.gateway.up.redis_binary import find_redis_server
+
+from .process_tree import ProcessTree
 
 START_SECONDS = 60.0
 ADMIN_KEY = "admin-key-of-this-benchmark"
@@ -40,17 +41,23 @@ class House:
     bare_url: str
     upstream_urls: list[str]
     keys: list[str]
-    processes: dict[str, psutil.Process]
+    processes: dict[str, ProcessTree]
 
     @property
-    def gateway(self) -> psutil.Process:
-        """The process that is measured."""
+    def gateway(self) -> ProcessTree:
+        """What is measured: the gateway's process and, where it has some, its workers."""
         return self.processes["gateway"]
 
 
 @contextmanager
 def house(
-    directory: Path, *, num_replicas: int, num_tenants: int, num_tokens: int, flags: tuple[str, ...]
+    directory: Path,
+    *,
+    num_replicas: int,
+    num_tenants: int,
+    num_tokens: int,
+    num_workers: int = 1,
+    flags: tuple[str, ...] = (),
 ) -> Iterator[House]:
     """All of it up, every tenant with a key and all five limits; killed on leaving."""
     with ExitStack() as stack:
@@ -73,10 +80,10 @@ def house(
         gateway_url = f"http://127.0.0.1:{free_port()}"
         words = [sys.executable, "-m", "branchline", "gateway", "--redis", url]
         words += ["--port", gateway_url.rpartition(":")[2], "--admin-key", ADMIN_KEY, *flags]
-        words += ["--state-dir", str(directory / "state")]
+        words += ["--state-dir", str(directory / "state"), "--workers", str(num_workers)]
         # Its access log goes nowhere: a million lines are no use to anybody.
         gateway = stack.enter_context(_process(words, directory / "gateway.log", discard=True))
-        wait_for(lambda: _is_ready(gateway_url), "the gateway", gateway)
+        wait_for(lambda: _is_ready(gateway_url, num_workers), "the gateway", gateway)
         pids = {"redis": redis.pid, "upstream": upstream.pid, "bare": bare.pid}
         pids["gateway"] = gateway.pid
         yield House(
@@ -84,7 +91,7 @@ def house(
             bare_url=json.loads(bare_log.read_text()),
             upstream_urls=upstream_urls,
             keys=[_make_tenant(gateway_url, f"tenant-{n}") for n in range(num_tenants)],
-            processes={name: psutil.Process(pid) for name, pid in pids.items()},
+            processes={name: ProcessTree(pid) for name, pid in pids.items()},
         )
 
 
@@ -147,8 +154,12 @@ def _connects(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(url: str, num_workers: int) -> bool:
+    """Whether it has replicas, and all of its workers serve."""
     try:
-        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
+        if httpx.get(f"{url}/ready", timeout=5).status_code != 200:
+            return False
+        all_up = f"branchline_gateway_workers_up {num_workers:.1f}"
+        return num_workers == 1 or all_up in httpx.get(f"{url}/metrics", timeout=5).text
     except httpx.TransportError:
         return False

@@ -12,6 +12,7 @@ import psutil
 
 from . import wrk
 from .house import House
+from .process_tree import ProcessTree
 from .wrk import Kind, Load, Measured
 
 CONNECTIONS = 32
@@ -31,19 +32,19 @@ class Plan:
     num_streams: int
     stream_seconds: float
     num_prompts: int
+    num_workers: int = 1
 
 
 class CpuClock:
-    """CPU seconds of each process since it was made."""
+    """CPU seconds of each process, with those it started, since it was made."""
 
-    def __init__(self, processes: Mapping[str, psutil.Process]) -> None:
+    def __init__(self, processes: Mapping[str, ProcessTree]) -> None:
         self._processes = processes
         self._begin = self._now()
         self._started = time.perf_counter()
 
     def _now(self) -> dict[str, float]:
-        times = {name: process.cpu_times() for name, process in self._processes.items()}
-        return {name: taken.user + taken.system for name, taken in times.items()}
+        return {name: process.cpu_seconds() for name, process in self._processes.items()}
 
     def taken(self) -> dict[str, float]:
         """By name."""
@@ -153,7 +154,7 @@ def hold_streams(house: House, plan: Plan) -> dict[str, object]:
 
     They begin one after the other over ``MAX_RAMP_SECONDS``, and memory counts once all are there.
     """
-    before = house.gateway.memory_info().rss
+    before = house.gateway.rss()
     ramp = min(MAX_RAMP_SECONDS, plan.stream_seconds / 4)
     load = Load(
         url=house.gateway_url,
@@ -171,7 +172,7 @@ def hold_streams(house: House, plan: Plan) -> dict[str, object]:
     with httpx.Client(timeout=30) as client:
         while clock.seconds < plan.stream_seconds - 1:
             time.sleep(1)
-            samples.append((_num_held(client, house), house.gateway.memory_info().rss))
+            samples.append((_num_held(client, house), house.gateway.rss()))
     share = clock.taken()["gateway"] / clock.seconds
     measured = wrk.finish(process)
     full = [rss for held, rss in samples if held >= plan.num_streams * 0.99]
@@ -223,7 +224,7 @@ def distinct_prompts(house: House, plan: Plan) -> dict[str, object]:
         )
         measured = wrk.run(load)
         done, failed = done + measured.num_requests, failed + measured.num_failed
-        samples.append((done, house.gateway.memory_info().rss / MEGABYTE))
+        samples.append((done, house.gateway.rss() / MEGABYTE))
         # The first slices may be slow: the gateway has to let go of thousands of streams.
         best_rate = max(best_rate, measured.rate)
         slice_seconds = max(2.0, plan.num_prompts / 20 / best_rate)

@@ -18,12 +18,11 @@ MAX_REASON = 500
 
 _ANY_TOKENS = '%llguidance {"no_forcing": true}'
 """Where only one text can follow, any token of it may: the model has its own ways to spell it."""
-_NOT_THEIRS = re.compile(
-    r"\(in regex\)|<non-verbose/>"
-    r"|at 1\(8\): (?=invalid regex|failed to compile JSON)|1 \| start: (?:/|%json).*\n? *\^?"
-    rf"|\d+ \| {re.escape(_ANY_TOKENS)}"
+_NOBODYS = re.compile(rf"\(in regex\)|<non-verbose/>|\d+ \| {re.escape(_ANY_TOKENS)}")
+_OURS = re.compile(
+    r"at 1\(8\): (?=invalid regex|failed to compile JSON)|1 \| start: (?:/|%json).*\n? *\^?"
 )
-"""What is ours in an error, since a schema or regex is put into a grammar of one line."""
+"""What is ours in an error of a schema or regex, which is put into a grammar of one line."""
 
 
 def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> LLMatcher:
@@ -40,15 +39,18 @@ def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> LLMatcher:
     except BaseException as error:  # a panic in Rust is none of Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise RequestError("grammar", reason_of(str(error))) from error
+        raise RequestError("grammar", reason_of(str(error), grammar)) from error
     if matcher.is_error():
-        raise RequestError("grammar", reason_of(matcher.get_error()))
+        raise RequestError("grammar", reason_of(matcher.get_error(), grammar))
     return matcher
 
 
-def reason_of(error: str) -> str:
+def reason_of(error: str, grammar: Grammar | None = None) -> str:
     """What llguidance says of a grammar, in one line of bounded length."""
-    line = " ".join(_NOT_THEIRS.sub("", error).split())
+    line = _NOBODYS.sub("", error)
+    if grammar is not None and grammar.kind != "lark":
+        line = _OURS.sub("", line)
+    line = " ".join(line.split())
     if line == "NoExtensionBias":
         return "nothing matches it"
     return line[:MAX_REASON] or "can't be compiled"
@@ -76,11 +78,14 @@ def _source(grammar: Grammar) -> str:
 
     match grammar.kind:
         case "json_schema":
-            text = f"start: %json {grammar.text}"
+            schema = json.dumps(json.loads(grammar.text))  # nothing may stand behind it
+            text = f"start: %json {schema}"
         case "regex":
             (rules,) = json.loads(LLMatcher.grammar_from_regex(grammar.text))["grammars"]
             text = rules["lark_grammar"]
         case "lark":
             text = grammar.text
+            if text.lstrip().startswith("{"):
+                raise ValueError("it is JSON, and must be rules of a grammar")
     # Behind the rest, so that lines keep their numbers in errors.
     return LLMatcher.grammar_from_lark(f"{text}\n{_ANY_TOKENS}")

@@ -12,8 +12,8 @@ from ..errors import GatewayError, bad_field
 from ..fleet.aliases import AliasTarget, problem_of_targets
 from ..fleet.versions import PinTier, PutVersion, VersionReport
 from ..types import FleetSnapshot, ReplicaView
-from .asking import Candidates
-from .bringing import Bringer, Held, no_replicas
+from .asking import Candidates, no_replicas
+from .bringing import Bringer, Held
 from .directory import AdapterDirectory
 from .fan_out import Uploaded, fan_out
 from .names import check_new_name, not_there
@@ -83,7 +83,9 @@ class AdapterAdmin:
         targets = self.candidates(name)[:MIN_COPIES]
         if not targets:
             raise no_replicas()
-        uploaded = await fan_out(self._client, targets, chunks, content_type, self._bringer.is_up)
+        uploaded = await fan_out(
+            self._client, targets, chunks, content_type, self._bringer.standing
+        )
         form_pin = _pin_of(uploaded.blob.fields)
         return await self._whole(self._put_blob(name, uploaded, targets, form_pin or pin))
 

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeGuard
 
 import msgspec
 
-from ..errors import GatewayError
 from ..fleet.versions import MAX_PEERS, PinTier, PutVersion, VersionReport, wire_name
 from ..types import FleetSnapshot, ReplicaView
-from .asking import Candidates, Patience, Tries
+from .asking import SETTLE_SECONDS, Candidates, Patience, Tries, no_replicas
 from .placement import MIN_COPIES
 from .records import AdapterVersion
 from .replica_client import ReplicaClient, ReplicaFailed, ReplicaRefused
 
 WATCH_SECONDS = 0.5
-SETTLE_SECONDS, AGAIN_SECONDS = 6.0, 0.5
-"""How long, and how often, those are asked again that failed: a dead one is out by then."""
-NO_REPLICA = "no_replica_holds_it"
 _REFETCHED = ("directory", "hub", "http")
 
 
@@ -54,9 +49,12 @@ class Bringer:
         """Replicas that can be asked."""
         return [replica for replica in self._snapshot().replicas if replica.is_up]
 
-    def is_up(self, replica: ReplicaView) -> bool:
-        """Whether a replica can still be asked."""
-        return any(other.replica_id == replica.replica_id for other in self.up())
+    def standing(self, replica: ReplicaView) -> bool | None:
+        """Whether a replica can still be asked; None: it is another process, or another's name."""
+        now = {one.replica_id: one for one in self._snapshot().replicas}.get(replica.replica_id)
+        if now is None:
+            return False
+        return now.is_up if _is_same(now, replica) else None
 
     def holders(self, version_id: str) -> list[ReplicaView]:
         """Replicas that say they have a version; those that are up first."""
@@ -96,44 +94,46 @@ class Bringer:
 
         Raises GatewayError: what the replica refuses, in its words; 503 where all fail.
         """
-        tries = Tries(candidates)
-        while batch := tries.next(1):
-            report = await self._try(batch[0], put)
-            if report is not None:
-                return Held(report, (batch[0],))
-        raise no_replicas()
+        if not candidates():
+            raise no_replicas()
+        tries = Tries(candidates, self._settle_seconds)
+        while True:
+            for replica in await tries.next(1):
+                report = await self._try(replica, put)
+                if report is not None:
+                    return Held(report, (replica,))
+                tries.failed(replica)
 
     async def spread(self, held: Held, candidates: Candidates, put: PutVersion) -> Held:
         """Have a version at enough replicas for it to count: two, or all that are up.
 
         As many are asked at once as are missing. The fleet may change meanwhile: who joined is
-        asked too, who is lost is not waited for, and for a while those that failed are asked
-        again, since they may be up in name only. Raises GatewayError.
+        asked too, who is lost neither counts nor is waited for. Raises GatewayError.
         """
-        have, deadline = list(held.replicas), float("inf")
-        tries = Tries(candidates, [replica.replica_id for replica in have])
-        while (missing := self._num_needed() - len(have)) > 0:
-            batch = tries.next(missing)
-            if not batch:
-                deadline = min(deadline, time.monotonic() + self._settle_seconds)
-                if time.monotonic() >= deadline:
-                    raise no_replicas()
-                await asyncio.sleep(AGAIN_SECONDS)
-                tries.again()
-                continue
-            peers = [replica.report.url for replica in have]
-            more = msgspec.structs.replace(put, version_id=held.report.version_id, peers=peers)
+        have = {replica.replica_id: replica for replica in held.replicas}
+        tries = Tries(candidates, self._settle_seconds, have)
+        while True:
+            for replica in [one for one in have.values() if self.standing(one) is None]:
+                del have[replica.replica_id]
+                tries.forget(replica)
+            alive = [replica for replica in have.values() if self.standing(replica)]
+            num_missing = self._num_needed() - len(alive)
+            if num_missing <= 0:
+                return Held(held.report, tuple(alive))
+            batch = await tries.next(num_missing)
+            peers = dict.fromkeys([*(replica.report.url for replica in alive), *put.peers])
+            more = msgspec.structs.replace(
+                put, version_id=held.report.version_id, peers=[*peers][:MAX_PEERS]
+            )
             calls = (self._try(replica, more) for replica in batch)
-            for replica, result in zip(
-                batch, await asyncio.gather(*calls, return_exceptions=True), strict=True
-            ):
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            for replica, result in zip(batch, results, strict=True):
                 if isinstance(result, BaseException):
                     raise result
                 if result is None:
                     tries.failed(replica)
                 else:
-                    have.append(replica)
-        return Held(held.report, tuple(have))
+                    have[replica.replica_id] = replica
 
     async def _try(self, replica: ReplicaView, put: PutVersion) -> VersionReport | None:
         """What a replica made of it, None if it failed; raises GatewayError if all would."""
@@ -153,17 +153,17 @@ class Bringer:
     ) -> None:
         """Have a known version at enough replicas, holders first; raises GatewayError 503."""
         name, num_held = version.wire_name, 0
-        tries = Tries(candidates)
-        while num_held < MIN_COPIES and (batch := tries.next(1)):
-            place = batch[0].places.get(name)
-            if place is None or place.error is not None or pin is not None:
-                try:
-                    await self.bring(version, batch[0], pin)
-                except ReplicaFailed:
-                    continue
-            num_held += 1
-        if num_held < self._num_needed():
-            raise no_replicas()
+        tries = Tries(candidates, self._settle_seconds)
+        while num_held < self._num_needed():
+            for replica in await tries.next(1):
+                place = replica.places.get(name)
+                if place is None or place.error is not None or pin is not None:
+                    try:
+                        await self.bring(version, replica, pin)
+                    except ReplicaFailed:
+                        tries.failed(replica)
+                        continue
+                num_held += 1
 
     async def touch(self, held: Held) -> None:
         """Tell replicas that hold a version that it is wanted; raises GatewayError 503."""
@@ -186,7 +186,7 @@ class Bringer:
     async def _put(self, replica: ReplicaView, put: PutVersion) -> VersionReport:
         """Have a version at a replica, which may take long, for as long as it is up."""
         call = asyncio.create_task(self._client.put_version(replica.report.url, put))
-        patience = Patience(lambda: self.is_up(replica))
+        patience = Patience(lambda: self.standing(replica))
         try:
             while not call.done():
                 await asyncio.wait({call}, timeout=WATCH_SECONDS)
@@ -202,6 +202,11 @@ class Bringer:
         return urls[:MAX_PEERS]
 
 
+def _is_same(one: ReplicaView, other: ReplicaView) -> bool:
+    """Whether two views are of one process."""
+    return (one.report.epoch, one.report.url) == (other.report.epoch, other.report.url)
+
+
 def _is_final(result: object) -> TypeGuard[ReplicaRefused]:
     """Whether another replica would say the same."""
     return isinstance(result, ReplicaRefused) and result.code != "blob_not_found"
@@ -210,13 +215,3 @@ def _is_final(result: object) -> TypeGuard[ReplicaRefused]:
 def _source_of(version: AdapterVersion) -> str | None:
     """Where a replica may fetch it again, should nobody have the archive."""
     return version.source.location if version.source.kind in _REFETCHED else None
-
-
-def no_replicas() -> GatewayError:
-    """503: too few replicas are there for it."""
-    return GatewayError(
-        503,
-        "Not enough replicas could take the adapter; nothing has changed.",
-        code=NO_REPLICA,
-        headers={"retry-after": "1"},
-    )

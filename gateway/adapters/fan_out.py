@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import GatewayError
 from ..fleet.versions import BlobAnswer
 from ..types import ReplicaView
-from .asking import Patience
-from .bringing import NO_REPLICA
+from .asking import NO_REPLICA, Patience, Standing
 from .replica_client import ReplicaClient, ReplicaFailed, ReplicaRefused
 
 MAX_QUEUED_CHUNKS = 8
 WATCH_SECONDS = 0.5
 STALL_SECONDS = 30.0
 """A replica that takes or says nothing for so long is left behind."""
-
-IsUp = Callable[[ReplicaView], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +33,10 @@ class _Branch:
     """The way to one replica."""
 
     def __init__(
-        self, client: ReplicaClient, replica: ReplicaView, content_type: str, is_up: IsUp
+        self, client: ReplicaClient, replica: ReplicaView, content_type: str, standing: Standing
     ) -> None:
         self.replica = replica
-        self._patience = Patience(lambda: is_up(replica))
+        self._patience = Patience(lambda: standing(replica))
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_QUEUED_CHUNKS)
         call = client.post_blob(replica.report.url, self._chunks(), content_type)
         self.task = asyncio.create_task(call)
@@ -93,7 +90,7 @@ async def fan_out(
     replicas: Sequence[ReplicaView],
     chunks: AsyncIterator[bytes],
     content_type: str,
-    is_up: IsUp,
+    standing: Standing,
     stall_seconds: float = STALL_SECONDS,
 ) -> Uploaded:
     """Send ``chunks`` to all of ``replicas``; those that fail on the way are left behind.
@@ -101,7 +98,7 @@ async def fan_out(
     Raises GatewayError: a replica's refusal as it is, 503 where none holds it in the end. Whatever
     ``chunks`` raises ends all of it.
     """
-    branches = [_Branch(client, replica, content_type, is_up) for replica in replicas]
+    branches = [_Branch(client, replica, content_type, standing) for replica in replicas]
     try:
         async for chunk in chunks:
             if chunk:

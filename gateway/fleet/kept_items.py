@@ -6,25 +6,23 @@ An item's id says which response made or took it, so that nothing has to be kept
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import msgspec
-
-from .kept_responses import KeptResponse
+from .kept_picking import FoundItems
 
 ITEM_REFERENCE = "item_reference"
 MAX_RESPONSES = 8
 """That are fetched for one request; each brings the items of its whole conversation."""
 MAX_BYTES = 16 << 20
-"""Of JSON that references of one request may stand for."""
+"""Of JSON that is unpacked for one request's references, the conversations around them too."""
 
 _ITEM_ID = re.compile(r"[a-z]{2,4}_([0-9a-f]{32})[01][0-9a-f]{4}")
 _PLACES = {"output": 0, "input": 1}
 
 Item = Mapping[str, Any]
-Find = Callable[[str], Awaitable[KeptResponse | None]]
-"""A kept response by its id."""
+FindItems = Callable[[str, Collection[str]], Awaitable[FoundItems | None]]
+"""Of a kept response, by its id, the items of some ids; None where there is no such response."""
 
 
 class BadReference(ValueError):  # noqa: N818 - the client's
@@ -54,7 +52,7 @@ def reference_of(item: object) -> str | None:
 
 
 async def with_items(
-    items: Sequence[object], history: Iterable[object], find: Find
+    items: Sequence[object], history: Iterable[object], find: FindItems
 ) -> list[object]:
     """``items`` with what their references stand for; None: it is in the conversation before.
 
@@ -68,24 +66,20 @@ async def with_items(
     given = _by_id(item for index, item in enumerate(items) if index not in wanted)
     known = await _fetched(wanted, {**given, **there}, find)
     placed: list[object] = []
-    num_bytes = 0
     for index, item in enumerate(items):
         name = wanted.get(index)
         if name is not None:
             item = None if name in there else known[name]
-            num_bytes += 0 if item is None else len(msgspec.json.encode(item))
-            if num_bytes > MAX_BYTES:
-                raise BadReference(index, f"brings more than {MAX_BYTES >> 20} MiB of items")
         placed.append(item)
         there |= _by_id([item])
     return placed
 
 
 async def _fetched(
-    wanted: Mapping[int, str], given: Mapping[str, Item], find: Find
+    wanted: Mapping[int, str], given: Mapping[str, Item], find: FindItems
 ) -> dict[str, Item]:
-    """All that is wanted and not given, and more; the latest first: it may hold the others."""
-    known, fetched = dict(given), set[str]()
+    """All that is wanted or given; the latest first: it may hold the others."""
+    known, fetched, num_bytes = dict(given), set[str](), 0
     for index, name in reversed(list(wanted.items())):
         found = _ITEM_ID.fullmatch(name)
         response_id = f"resp_{found[1]}" if found else None
@@ -95,8 +89,14 @@ async def _fetched(
             most = f"the {MAX_RESPONSES} responses that one request may refer to"
             raise BadReference(index, f"is of none of {most}, counted from the last item on")
         fetched.add(response_id)
-        kept = await find(response_id)
-        known = {**_by_id(kept.history), **known} if kept else known
+        kept = await find(response_id, set(wanted.values()) - known.keys())
+        if kept is None:
+            continue
+        known |= kept.items
+        num_bytes += kept.num_bytes
+        if num_bytes > MAX_BYTES:
+            most = f"{MAX_BYTES >> 20} MiB, the most that one request may refer to"
+            raise BadReference(index, f"is of a conversation that with the others is over {most}")
     for index, name in wanted.items():
         if name not in known:
             raise BadReference(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_FINDS, MAX_FINDS_OF_TENANT = 4, 2
+"""Responses that a process fetches and unpacks at a time, of tens of megabytes each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptLimits:

@@ -7,12 +7,14 @@ response takes the place of its tenant's oldest, and is not kept where those are
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from redis.exceptions import OutOfMemoryError
 
 from .connection import Client, RedisLink
 from .kept_limits import KeptLimits
-from .kept_responses import KeptResponse, Sealer, pack, read_kept
+from .kept_picking import FoundItems
+from .kept_responses import KeptResponse, Sealer, pack, read_items, read_kept
 from .redis_names import RedisNames
 from .script import Script
 
@@ -120,10 +122,23 @@ class RedisResponses:
 
     async def find(self, tenant: str, response_id: str) -> KeptResponse | None:
         """A tenant's response; None where there is none of that id any more."""
+        sealed = await self._fetch(tenant, response_id)
+        return await asyncio.to_thread(read_kept, self._sealer, tenant, response_id, sealed)
+
+    async def find_items(
+        self, tenant: str, response_id: str, names: Collection[str]
+    ) -> FoundItems | None:
+        """As ``find``, of the response's items only those of these ids."""
+        sealed = await self._fetch(tenant, response_id)
+        return await asyncio.to_thread(read_items, self._sealer, tenant, response_id, sealed, names)
+
+    async def _fetch(self, tenant: str, response_id: str) -> bytes | None:
         keys = self._names.responses(tenant)[:2]
         arguments = (response_id, int(self._limits.ttl * 1000))
-        sealed = await self._link.run(lambda client: _FIND.run(client, keys, arguments))
-        return await asyncio.to_thread(read_kept, self._sealer, tenant, response_id, sealed)
+        sealed: bytes | None = await self._link.run(
+            lambda client: _FIND.run(client, keys, arguments)
+        )
+        return sealed
 
     async def delete(self, tenant: str, response_id: str) -> bool:
         """Forget it; whether it was there."""

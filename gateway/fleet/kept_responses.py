@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from .kept_limits import KeptLimits
+from .kept_picking import FoundItems, pick
 
 NONCE_BYTES = 12
 MAX_UNPACKED_BYTES = 64 << 20
@@ -64,12 +65,22 @@ def pack(kept: KeptResponse, limits: KeptLimits) -> bytes | None:
 
 def unpack(packed: bytes) -> KeptResponse:
     """What ``pack`` was given; raises ValueError for what it did not make."""
-    unpacker = zlib.decompressobj()
     try:
-        raw = unpacker.decompress(packed, MAX_UNPACKED_BYTES)
-        return _DECODER.decode(raw)
+        return _DECODER.decode(_json(packed))
     except (zlib.error, msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"no kept response: {error}") from error
+
+
+def unpack_items(packed: bytes, names: Collection[str]) -> FoundItems | None:
+    """The items of these ids, of what ``pack`` was given; None for what it did not make."""
+    try:
+        return pick(_json(packed), names)
+    except zlib.error:
+        return None
+
+
+def _json(packed: bytes) -> bytes:
+    return zlib.decompressobj().decompress(packed, MAX_UNPACKED_BYTES)
 
 
 class Sealer:
@@ -106,6 +117,14 @@ def read_kept(
     """A kept response as it lay in Redis; None for none, and for what can't be read."""
     packed = sealer.open(tenant, response_id, sealed) if sealed else None
     return None if packed is None else read_packed(packed)
+
+
+def read_items(
+    sealer: Sealer, tenant: str, response_id: str, sealed: bytes | None, names: Collection[str]
+) -> FoundItems | None:
+    """As ``read_kept``, of the items only those of these ids."""
+    packed = sealer.open(tenant, response_id, sealed) if sealed else None
+    return None if packed is None else unpack_items(packed, names)
 
 
 def previous_id(body: Mapping[str, object]) -> str | None:

@@ -98,9 +98,12 @@ def _cpu_flags(config: UpConfig) -> tuple[str, ...]:
     """
     if config.cuda_devices or has_gpu():
         return ()
+    flags = {word.partition("=")[0] for word in config.serve_flags}
     num_threads = max(1, (os.cpu_count() or 1) // config.num_replicas)
     share = CPU_MEMORY_SHARE / config.num_replicas
-    return ("--num-threads", str(num_threads), "--cpu-memory-utilization", f"{share:.4f}")
+    memory = ("--cpu-memory-utilization", f"{share:.4f}")
+    is_told = flags & {"--kv-cache-gb", "--config"}  # of these a flag of ours may know less
+    return ("--num-threads", str(num_threads), *(() if is_told else memory))
 
 
 def has_gpu() -> bool:

@@ -56,7 +56,7 @@ class _Up:
         await self._ready([gateway, *replicas], START_SECONDS)
         found = _ADDRESS.search(gateway.ready_text)
         assert found, "the gateway says where it serves"
-        await self._joined(found[0])
+        await self._joined(found[0], [gateway, *replicas])
         for name, path in config.adapters:
             spec = adapter_command(config, found[0], name, path)
             if await run_to_end(spec, self._tell):
@@ -72,27 +72,26 @@ class _Up:
         """Wait until all are up; one that ends before, or takes too long, is an error."""
         deadline = asyncio.get_running_loop().time() + seconds
         while not all(child.ready.is_set() for child in children):
-            for child in children:
-                if child.num_starts > 1:
-                    raise UpError(f"{child.spec.name} did not come up; the lines above say why")
+            _check_none_ended(children)
             if asyncio.get_running_loop().time() > deadline:
                 late = [child.spec.name for child in children if not child.ready.is_set()]
                 raise UpError(f"{', '.join(late)} did not come up within {seconds:g} s")
             await asyncio.sleep(0.05)
 
-    async def _joined(self, url: str) -> None:
+    async def _joined(self, url: str, children: Sequence[Child]) -> None:
         """Wait until the gateway sees all replicas, which say that they serve a moment before."""
         deadline = asyncio.get_running_loop().time() + JOIN_SECONDS
-        num_seen = 0
+        num_seen, num_replicas = 0, self._config.num_replicas
         async with httpx.AsyncClient(base_url=url, timeout=10.0, trust_env=False) as client:
-            while num_seen < self._config.num_replicas:
+            while num_seen < num_replicas:
+                _check_none_ended(children)
                 if asyncio.get_running_loop().time() > deadline:
                     raise UpError(
-                        f"the gateway sees {num_seen} of {self._config.num_replicas} replicas "
-                        f"after {JOIN_SECONDS:g} s"
+                        f"the gateway sees {num_seen} of {num_replicas} replicas after "
+                        f"{JOIN_SECONDS:g} s; its /admin/fleet says why"
                     )
                 await asyncio.sleep(0.1)
-                with contextlib.suppress(httpx.HTTPError):
+                with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
                     num_seen = (await client.get("/ready")).json()["num_replicas_up"]
 
     async def stop(self) -> None:
@@ -108,3 +107,10 @@ class _Up:
     def _tell(self, name: str, line: str) -> None:
         if name not in QUIET and line:
             self._say(f"{name} | {line}")
+
+
+def _check_none_ended(children: Sequence[Child]) -> None:
+    """Raise UpError for one that has ended while all of them were being started."""
+    for child in children:
+        if child.num_starts > 1:
+            raise UpError(f"{child.spec.name} did not come up; the lines above say why")

@@ -7,6 +7,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
@@ -74,10 +75,14 @@ async def resume(
         num_events_sent=record.num_events,
     )
     going_on = [c for c in choices if c.index in sent and not sent[c.index].finish_reason]
-    detokenizers = {choice.index: detokenizer(choice) for choice in choices if choice.index in sent}
-    texts = {index: await _replay(one, sent[index]) for index, one in detokenizers.items()}
+    replayed = {
+        choice.index: await _replay(partial(detokenizer, choice), sent[choice.index])
+        for choice in choices
+        if choice.index in sent
+    }
+    texts = {index: text for index, (_, text) in replayed.items()}
     writer.resume(answer, record.choices, texts)
-    return {choice.index: detokenizers[choice.index] for choice in going_on}
+    return {choice.index: replayed[choice.index][0] for choice in going_on}
 
 
 def unfinished(choices: Sequence[ChoiceRequest], record: ResumeRecord) -> list[ChoiceRequest]:
@@ -109,24 +114,44 @@ def _resumed(choice: ChoiceRequest, sent: ResumedChoice | None, seed: int) -> Ch
     return replace(choice, generation=generation)
 
 
-async def _replay(detokenizer: Detokenizer, sent: ResumedChoice) -> str:
-    """The text that is out already."""
+async def _replay(new: Callable[[], Detokenizer], sent: ResumedChoice) -> tuple[Detokenizer, str]:
+    """A detokenizer behind the text that is out already, and that; raises ApiError 409 where it is
+    another text here."""
+    is_finished = sent.finish_reason is not None
+    for reason in _endings(sent):
+        detokenizer = new()
+        text = await _replay_as(detokenizer, sent, reason)
+        if detokenizer.finished == is_finished and len(text) == sent.num_characters:
+            return detokenizer, text
+    raise _mismatch("its tokens are another text here")
+
+
+def _endings(sent: ResumedChoice) -> list[FinishReason | None]:
+    """How the engine may have ended a choice; None: it did not.
+
+    A stop string is found again, and so is where a parser had enough: then the last token is text,
+    else it is none. That is not to be seen in the tokens, so the text's length has to tell.
+    """
+    reason = cast("FinishReason | None", sent.finish_reason)
+    if reason is None or isinstance(sent.stop_reason, str):
+        return [None]
+    return [reason, None] if reason == "stop" and sent.stop_reason is None else [reason]
+
+
+async def _replay_as(
+    detokenizer: Detokenizer, sent: ResumedChoice, reason: FinishReason | None
+) -> str:
+    """The text where the engine ended the choice by ``reason``, if that is not None."""
     texts: list[str] = []
     for start in range(0, len(sent.token_ids), SLICE_TOKENS):
         if start:
             await asyncio.sleep(0)
         end = start + SLICE_TOKENS
-        # A stop string is found again; any other end is not to be seen in the tokens.
-        is_end = end >= len(sent.token_ids) and not isinstance(sent.stop_reason, str)
-        reason = cast("FinishReason | None", sent.finish_reason) if is_end else None
-        texts.append(detokenizer.replay(sent.token_ids[start:end], reason))
+        is_end = end >= len(sent.token_ids)
+        texts.append(detokenizer.replay(sent.token_ids[start:end], reason if is_end else None))
         if detokenizer.finished:
             break
-    text = "".join(texts)
-    is_finished = sent.finish_reason is not None
-    if detokenizer.finished != is_finished or len(text) != sent.num_characters:
-        raise _mismatch("its tokens are another text here")
-    return text
+    return "".join(texts)
 
 
 def _mismatch(why: str) -> ApiError:

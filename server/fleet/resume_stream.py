@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from functools import partial
 
@@ -32,12 +33,14 @@ async def open_stream(
         deltas = services.generator.run(writer.answer.choices, writer.answer.model, arrival)
     else:
         deltas = await _resumed(services, writer, arrival, record)
-    state = None
+    state, timeout = None, services.config.limits.client_timeout
     if wants_state(request):
         opening = opening_of(writer.answer, services.fingerprint)
         num_prompt_tokens = Tally(writer.answer).num_prompt_tokens
         state = StreamState(opening, num_prompt_tokens, record.choices if record else ())
-    return await start_stream(request, stream(deltas, writer, record, state), writer, state)
+        timeout = math.inf  # how long its client may take is the gateway's affair
+    events = stream(deltas, writer, record, state)
+    return await start_stream(request, events, writer, state, timeout)
 
 
 async def _resumed(

@@ -117,19 +117,21 @@ class JsonCall:
 
     def _name(self, fields: dict[str, Any] | None) -> str | None:
         name = (fields or {}).get("name")
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            return None
-        return name if self._names is None or name in self._names else None
+        return name if isinstance(name, str) and _is_tool(name, self._names) else None
 
 
 class NamedCall:
-    """``name[ARGS]{…}``, with ``[CALL_ID]id`` between or without ``[ARGS]``, as Mistral's do."""
+    """``name[ARGS]{…}``, with ``[CALL_ID]id`` between or without ``[ARGS]``, as Mistral's do.
 
-    def __init__(self, index: int) -> None:
+    ``names`` are ``JsonCall``'s.
+    """
+
+    def __init__(self, index: int, names: Container[str] | None) -> None:
         self.status: Status = "open"
         self.begun = False
         self.held = ""
         self._index = index
+        self._names = names
         self._json = JsonScanner()
 
     def push(self, text: str, start: int) -> tuple[int, list[OutputPart]]:
@@ -141,7 +143,7 @@ class NamedCall:
                 self.held += text[place]
                 place += 1
                 self.status = "open" if self._may_be_name() else "broken"
-            elif _NAME.fullmatch(name := self._name()):
+            elif _is_tool(name := self._name(), self._names):
                 self.begun = True
                 self.held = ""
                 parts.append(ToolCallBegin(self._index, name))
@@ -164,6 +166,10 @@ class NamedCall:
             return len(name) <= 256 and (_NAME.fullmatch(name.strip()) is not None)
         marks = bracket + rest
         return len(marks) <= 128 and any(mark.startswith(marks[: len(mark)]) for mark in _NAME_END)
+
+
+def _is_tool(name: str, names: Container[str] | None) -> bool:
+    return _NAME.fullmatch(name) is not None and (names is None or name in names)
 
 
 def _fields(text: str) -> dict[str, Any] | None:

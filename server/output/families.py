@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .beside_form import BesideFormParser
 from .json_calls import BARE_FORM, HERMES, JSON, LLAMA3, MISTRAL, JsonCallsParser
 from .parts import OutputParser
 from .plain import PlainParser
@@ -78,19 +79,29 @@ class OutputFamily:
         tools: Mapping[str, Mapping[str, Any]] | None,
         is_inside: bool,
         is_single: bool = False,
+        *,
+        is_closed: bool = False,
+        is_beside_form: bool = False,
     ) -> OutputParser:
         """A parser for an answer; ``tools``: the parameters' schemas of those that it may call.
 
-        With ``is_single`` it may call once.
+        With ``is_single`` it may call once, with ``is_closed`` these alone; ``is_beside_form``: the
+        answer may have a form of the client's instead.
         """
         parser: OutputParser = PlainParser()
         if tools and self.tools == XML:
-            parser = XmlCallsParser(tools, is_single)
+            parser = XmlCallsParser(tools, is_single, is_closed)
+            marks: Sequence[str] = (CALL, FUNCTION)
         elif tools and self.tools != NONE:
             form = JSON_FORMS.get(self.tools, BARE_FORM)
             if self.bare is not None:
                 form = replace(form, bare=self.bare)
-            parser = JsonCallsParser(form, tools, is_single)
+            parser = JsonCallsParser(form, tools, is_single, is_closed)
+            marks = form.marks
+        else:
+            marks = ()
+        if is_beside_form:
+            parser = BesideFormParser(marks, parser)
         thinking = self.thinking
         return parser if thinking is None else ReasoningParser(thinking, is_inside, parser)
 

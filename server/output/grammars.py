@@ -44,24 +44,31 @@ def free_calls(calls: CallRules, may_be_bare: bool, thinking: str = "") -> list[
     ]
 
 
-def given_or_calls(given: Sequence[str], calls: CallRules) -> list[str]:
-    """Rules for an answer by a grammar of the client's, or calls in its place, behind a mark."""
-    renamed = [rule.replace("answer:", "given:", 1) for rule in given]
+def given_or_calls(given: Grammar, calls: CallRules) -> list[str]:
+    """Rules for an answer by a grammar of the client's, or calls in its place, behind a mark.
+
+    By a pattern what begins with a mark is a call; no other kind of grammar can be told so.
+    """
     ways = " | ".join(["given", *_openings(calls)])
-    return [f"answer: {ways}", *renamed, *calls.rules]
+    marks = "|".join(_escaped(re.escape(mark)) for mark, _ in calls.openings)
+    without = rf" & ~/{_BLANKS}*({marks})(.|\n)*/" if marks else ""
+    return [f"answer: {ways}", *given_answer(given, "given", without), *calls.rules]
 
 
 def _openings(calls: CallRules) -> list[str]:
     return [f"{quoted(mark)} {rest}" for mark, rest in calls.openings]
 
 
-def given_answer(grammar: Grammar) -> list[str]:
-    """Rules for an answer by a grammar of the client's."""
+def given_answer(grammar: Grammar, name: str = "answer", without: str = "") -> list[str]:
+    """Rules for an answer by a grammar of the client's, whose text stays as it is.
+
+    ``name`` is the first one's; ``without`` is what a pattern does not match, beside its own.
+    """
     if grammar.kind == "json_schema":
-        return [f"answer: %json {grammar.text}"]
+        return [f"{name}: %json {grammar.text}"]
     if grammar.kind == "regex":
-        return ["answer: GIVEN", f"GIVEN: /{_escaped(grammar.text)}/"]
-    return ["answer: %lark {", grammar.text, "}"]
+        return [f"{name}: GIVEN", f"GIVEN: /{_escaped(grammar.text)}/{without}"]
+    return [f"{name}: %lark {{", grammar.text, "}"]
 
 
 def with_thoughts(rules: Sequence[str], marks: ThinkingMarks | None, is_inside: bool) -> Grammar:

@@ -41,14 +41,22 @@ FENCE, FENCES = "```", ("```json\n", "```\n")
 class JsonCallsParser(StateParser):
     """An ``OutputParser`` for calls in ``form``; ``names`` are the tools'.
 
+    Behind a mark any name makes a call, with ``is_closed`` only these do.
     A call is one as soon as its name is known and its arguments begin. What never gets there is
     content, and so is what follows where arguments stop being JSON.
     """
 
-    def __init__(self, form: CallFormat, names: Container[str], is_single: bool = False) -> None:
+    def __init__(
+        self,
+        form: CallFormat,
+        names: Container[str],
+        is_single: bool = False,
+        is_closed: bool = False,
+    ) -> None:
         super().__init__(is_single)
         self._form = form
         self._names = names
+        self._marked_names = names if is_closed else None
         self._gate = TextGate(form.marks)
         self._state = self._start if form.bare else self._content
         self._end = form.end
@@ -104,7 +112,8 @@ class JsonCallsParser(StateParser):
         """Where an object has to come, or a list of them."""
         char = text[place]
         if char == "{":
-            self._call = JsonCall(self._num_calls, self._names if self._is_bare else None)
+            names = self._names if self._is_bare else self._marked_names
+            self._call = JsonCall(self._num_calls, names)
             self._state = self._in_call
             return place
         if char.isspace() or (char == "[" and not self._in_list):
@@ -113,7 +122,7 @@ class JsonCallsParser(StateParser):
             self._held.put(text[place:end])
             return end
         if self._form.named and not self._in_list:
-            self._call = NamedCall(self._num_calls)
+            self._call = NamedCall(self._num_calls, self._marked_names)
             self._state = self._in_call
             return place
         return self._give_up(place)

@@ -23,14 +23,21 @@ _NAME = re.compile(r"[\w.:/-]{1,256}", re.ASCII)
 
 class XmlCallsParser(StateParser):
     """An ``OutputParser``; ``schemas`` are the tools' parameters by name, which tell texts from
-    numbers.
+    numbers. With ``is_closed`` only these are called.
 
-    A call is one as soon as its function's tag is closed; its parameters come one by one.
+    A call is one as soon as its function's tag is closed; its parameters come one by one, and one
+    that comes again counts no more.
     """
 
-    def __init__(self, schemas: Mapping[str, Mapping[str, Any]], is_single: bool = False) -> None:
+    def __init__(
+        self,
+        schemas: Mapping[str, Mapping[str, Any]],
+        is_single: bool = False,
+        is_closed: bool = False,
+    ) -> None:
         super().__init__(is_single)
         self._schemas = schemas
+        self._is_closed = is_closed
         self._gate = TextGate((CALL, FUNCTION))
         self._state = self._content
         self._value_end = MarkSearch((PARAMETER_END, FUNCTION_END, PARAMETER))
@@ -38,7 +45,7 @@ class XmlCallsParser(StateParser):
         self._num_calls = 0
         self._is_after_call = False
         self._name = self._parameter = ""
-        self._num_parameters = 0
+        self._told: set[str] = set()
 
     def finish(self) -> list[OutputPart]:
         """See ``OutputParser``."""
@@ -79,15 +86,19 @@ class XmlCallsParser(StateParser):
             self._name += char
             if len(self._name) > MAX_NAME or char in "<\n":
                 self._give_up()
-        elif _NAME.fullmatch(self._name):
+        elif self._is_tool():
             self._parts.append(ToolCallBegin(self._num_calls, self._name))
             self._add("{")
-            self._num_parameters = 0
+            self._told = set()
             self._held.drop()
             self._state = self._between
         else:
             self._give_up()
         return place + 1
+
+    def _is_tool(self) -> bool:
+        known = self._name in self._schemas or not self._is_closed
+        return known and _NAME.fullmatch(self._name) is not None
 
     def _give_up(self) -> None:
         self._say(self._held.drop())
@@ -124,10 +135,11 @@ class XmlCallsParser(StateParser):
             return place
         raw = "".join(self._pieces)
         self._pieces.clear()
-        separator = ", " if self._num_parameters else ""
-        self._num_parameters += 1
-        value = self._json_of(raw.removeprefix("\n").removesuffix("\n"))
-        self._add(f"{separator}{as_json(self._parameter)}: {value}")
+        if self._parameter not in self._told:
+            separator = ", " if self._told else ""
+            self._told.add(self._parameter)
+            value = self._json_of(raw.removeprefix("\n").removesuffix("\n"))
+            self._add(f"{separator}{as_json(self._parameter)}: {value}")
         self._state = self._between
         if tag != PARAMETER_END:
             self._feed(tag)

@@ -7,7 +7,7 @@ have plain strings and values without free text, each under a name of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .call_rules import CallRules, Functions, quoted
@@ -18,6 +18,12 @@ _OBJECT = _NOTES | {"type", "properties", "required", "additionalProperties", "$
 _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _CLOSED = frozenset({"integer", "number", "boolean", "null"})
 _MARKS = (PARAMETER, PARAMETER_END, FUNCTION_END)
+
+MAX_PROPERTIES = 256
+"""Each has a grammar of its own within the function's."""
+
+MAX_INTEGER = 2**53
+"""Beyond it not every reader of JSON tells neighbours apart."""
 
 # A text that has none of the tags that end it, up to the one that does.
 _TERMINALS = (
@@ -34,8 +40,10 @@ def can_write(schema: Mapping[str, Any]) -> bool:
     return (
         _OBJECT.issuperset(schema)
         and isinstance(fields, dict)
+        and len(fields) <= MAX_PROPERTIES
         and isinstance(required, list)
-        and all(name in fields for name in required)
+        and all(isinstance(name, str) and name in fields for name in required)
+        and _can_be_open(schema.get("additionalProperties", True), bool(fields))
         and all(_is_name(name) and _can_be(field) for name, field in fields.items())
     )
 
@@ -56,7 +64,7 @@ def xml_rules(functions: Functions, is_single: bool) -> CallRules:
 
 def _function(index: int, name: str, schema: dict[str, Any]) -> list[str]:
     """One function behind its tag's beginning; without ``properties`` its parameters are free."""
-    fields, required = schema.get("properties"), schema.get("required", [])
+    fields, required = schema.get("properties"), frozenset(schema.get("required", []))
     rules, parts = [], []
     for place, (field, value) in enumerate((fields or {}).items()):
         rule = f"parameter_{index}_{place}"
@@ -78,6 +86,14 @@ def _value(field: dict[str, Any], options: object) -> str:
     return "VALUE" if words is None else " | ".join(f"{quoted(word)} {end}" for word in words)
 
 
+def _can_be_open(others: object, is_listed: bool) -> bool:
+    """Whether parameters that are not listed may be what ``others`` says.
+
+    Beside listed ones none is written; without any all are free, whatever stands in them.
+    """
+    return isinstance(others, bool) or (isinstance(others, dict) and (is_listed or not others))
+
+
 def _can_be(field: object) -> bool:
     if not isinstance(field, dict):
         return False
@@ -89,14 +105,16 @@ def _can_be(field: object) -> bool:
         return (
             is_plain
             and bool(words)
+            and _are_exact(words)
             and not any(mark in text for mark in _MARKS)
             and (is_told or field.get("type") != "string")
         )
     kinds = field.get("type")
     if kinds == "string":
         return keys == {"type"}
-    kinds = {kinds} if isinstance(kinds, str) else set(kinds) if isinstance(kinds, list) else set()
-    return bool(kinds) and kinds <= _CLOSED and keys <= _BOUNDS | {"type"}
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    is_closed = all(isinstance(kind, str) and kind in _CLOSED for kind in kinds)
+    return bool(kinds) and is_closed and keys <= _BOUNDS | {"type"}
 
 
 def _words(field: Mapping[str, Any]) -> list[Any] | None:
@@ -105,6 +123,19 @@ def _words(field: Mapping[str, Any]) -> list[Any] | None:
         return [field["const"]]
     values = field.get("enum")
     return values if isinstance(values, list) else None
+
+
+def _are_exact(values: Iterable[object]) -> bool:
+    """Whether all whole numbers in these are such that every reader of JSON takes them alike."""
+    return all(_is_exact(value) for value in values)
+
+
+def _is_exact(value: object) -> bool:
+    if isinstance(value, dict):
+        return _are_exact(value.values())
+    if isinstance(value, list):
+        return _are_exact(value)
+    return not isinstance(value, int) or abs(value) <= MAX_INTEGER
 
 
 def _is_name(name: str) -> bool:

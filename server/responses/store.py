@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 from redis.exceptions import RedisError
 
 from ...gateway.fleet.connection import RedisDown, RedisLink
-from ...gateway.fleet.kept_limits import KeptLimits
+from ...gateway.fleet.fair_turns import FairTurns
+from ...gateway.fleet.kept_limits import MAX_FINDS, MAX_FINDS_OF_TENANT, KeptLimits
+from ...gateway.fleet.kept_picking import FoundItems
 from ...gateway.fleet.kept_redis import NoRoom, RedisResponses
-from ...gateway.fleet.kept_responses import KeptResponse, pack, read_packed
+from ...gateway.fleet.kept_responses import KeptResponse, pack, read_packed, unpack_items
 from ..errors import ApiError
 
 RETRY_SECONDS = 1
@@ -46,6 +48,11 @@ class ResponseStore(Protocol):
     async def find(self, tenant: str, response_id: str) -> KeptResponse | None:
         """One that is kept; raises ApiError 503 where that is not to be known now."""
 
+    async def find_items(
+        self, tenant: str, response_id: str, names: Collection[str]
+    ) -> FoundItems | None:
+        """Of one that is kept the items of these ids; raises as ``find``."""
+
     async def delete(self, tenant: str, response_id: str) -> bool:
         """Forget one; whether there was one. Raises ApiError 503 as ``find``."""
 
@@ -63,6 +70,7 @@ class MemoryStore:
     def __init__(self, limits: KeptLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
+        self._turns = FairTurns(MAX_FINDS, MAX_FINDS_OF_TENANT)
         self._tenants: dict[str, OrderedDict[str, tuple[bytes, float]]] = {}
         self._num_bytes: dict[str, int] = {}
         self._times: OrderedDict[tuple[str, str], float] = OrderedDict()
@@ -94,12 +102,19 @@ class MemoryStore:
 
     async def find(self, tenant: str, response_id: str) -> KeptResponse | None:
         """See ``ResponseStore``."""
-        self._expire()
-        kept = self._tenants.get(tenant)
-        if kept is None or response_id not in kept:
-            return None
-        packed, _ = kept[response_id]
-        return await asyncio.to_thread(read_packed, packed)
+        async with self._turns.take(tenant):
+            packed = self._packed(tenant, response_id)
+            return None if packed is None else await asyncio.to_thread(read_packed, packed)
+
+    async def find_items(
+        self, tenant: str, response_id: str, names: Collection[str]
+    ) -> FoundItems | None:
+        """See ``ResponseStore``."""
+        async with self._turns.take(tenant):
+            packed = self._packed(tenant, response_id)
+            if packed is None:
+                return None
+            return await asyncio.to_thread(unpack_items, packed, names)
 
     async def delete(self, tenant: str, response_id: str) -> bool:
         """See ``ResponseStore``."""
@@ -120,6 +135,11 @@ class MemoryStore:
         assert self.counts.num_held == len(held) <= self._limits.max_number
         assert self.counts.num_held_bytes == sum(self._num_bytes.values())
         assert self.counts.num_held_bytes <= self._limits.max_bytes
+
+    def _packed(self, tenant: str, response_id: str) -> bytes | None:
+        self._expire()
+        kept = self._tenants.get(tenant)
+        return kept[response_id][0] if kept and response_id in kept else None
 
     def _expire(self) -> None:
         """Forget what has been kept long enough."""
@@ -155,6 +175,7 @@ class FleetStore:
     def __init__(self, link: RedisLink, responses: RedisResponses) -> None:
         self._link = link
         self._responses = responses
+        self._turns = FairTurns(MAX_FINDS, MAX_FINDS_OF_TENANT)
         self.counts = StoreCounts()
 
     async def keep(self, tenant: str, kept: KeptResponse) -> bool:
@@ -173,7 +194,18 @@ class FleetStore:
     async def find(self, tenant: str, response_id: str) -> KeptResponse | None:
         """See ``ResponseStore``."""
         try:
-            return await self._responses.find(tenant, response_id)
+            async with self._turns.take(tenant):
+                return await self._responses.find(tenant, response_id)
+        except (RedisDown, RedisError) as error:
+            raise _away() from error
+
+    async def find_items(
+        self, tenant: str, response_id: str, names: Collection[str]
+    ) -> FoundItems | None:
+        """See ``ResponseStore``."""
+        try:
+            async with self._turns.take(tenant):
+                return await self._responses.find_items(tenant, response_id, names)
         except (RedisDown, RedisError) as error:
             raise _away() from error
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from ...gateway.fleet.kept_items import BadReference, item_id, with_items
+from ...gateway.fleet.kept_items import BadReference, with_items
 from ...gateway.fleet.kept_responses import RESPONSE_ID, KeptResponse
 from ...gateway.fleet.responses_input import call_ids, chat_body, input_items
 from ..access import Tenant
@@ -18,11 +18,11 @@ from ..body import parse_body
 from ..errors import ApiError, bad_field
 from ..openai import ChatRequest
 from .body import AllowedTools, ResponseRequest
+from .listed import listed, without_extras
 from .store import ResponseStore
 
 Item = dict[str, Any]
 
-_IDS = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 _FIELDS = (
     (re.compile(r"messages(\[\d+\][\w.\[\]]*)?"), "input"),
     (re.compile(r"max_(completion_)?tokens"), "max_output_tokens"),
@@ -77,8 +77,9 @@ class Turn:
         return [*self.history, *self.items]
 
     def kept_items(self, answer_id: str) -> list[Item]:
-        """Its own items as they are kept and listed: with ids, contents as parts."""
-        return [_listed(item, answer_id, index) for index, item in enumerate(self.items)]
+        """All items as they are kept and listed, its own with ids."""
+        own = [listed(item, answer_id, index) for index, item in enumerate(self.items)]
+        return [*map(without_extras, self.history), *own]
 
 
 def dropped(items: Sequence[Item], num: int) -> list[Item]:
@@ -156,7 +157,7 @@ async def _with_items(
 ) -> list[object]:
     """``items`` with what they refer to in its place; raises ApiError 400, 503 as stores."""
     try:
-        return await with_items(items, history, partial(store.find, tenant.name))
+        return await with_items(items, history, partial(store.find_items, tenant.name))
     except BadReference as error:
         raise bad_field(f"input[{error.index}].id", str(error), error.code) from error
 
@@ -181,15 +182,3 @@ def _check_calls(history: Sequence[Item], items: Sequence[object]) -> None:
                     f"input[{index}].call_id",
                     f"no function_call before it has the call_id {call_id[:100]!r}",
                 )
-
-
-def _listed(item: Mapping[str, Any], answer_id: str, index: int) -> Item:
-    kind = item.get("type", "message")
-    own_id = item_id(_IDS[kind], answer_id, "input", index)
-    shown = {"id": own_id, **item, "type": kind, "status": "completed"}
-    content = item.get("content")
-    if kind == "message" and isinstance(content, str):
-        is_output = item["role"] == "assistant"
-        part = {"type": "output_text" if is_output else "input_text", "text": content}
-        shown["content"] = [{**part, "annotations": []} if is_output else part]
-    return shown

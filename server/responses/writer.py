@@ -134,7 +134,7 @@ class ResponseWriter:
         turn = self._turn
         kept = KeptResponse(
             response=msgspec.to_builtins(response),
-            items=[*turn.history, *turn.kept_items(self.answer.id)],
+            items=turn.kept_items(self.answer.id),
             num_before=len(turn.history),
         )
         return await self._store.keep(self._tenant.name, kept)

@@ -113,8 +113,6 @@ class Detokenizer:
         watch: Watch | None = None,
     ) -> None:
         self._params = params
-        self._tokenizer = tokenizer
-        self._shown_ids = shown_ids
         self._watch = watch
         self._end_token_ids = frozenset() if params.ignore_eos else tokenizer.end_token_ids
         self._text = TextStream(tokenizer, prompt_token_ids, params.skip_special_tokens, shown_ids)
@@ -154,23 +152,14 @@ class Detokenizer:
     def replay(self, token_ids: list[int], finish_reason: FinishReason | None = None) -> str:
         """Take in tokens whose text is out already; returns that.
 
-        ``finish_reason`` is how the choice ended, if it did with the last of them. ``finished``
-        afterwards without one: a stop string is among them, or the watch's end.
+        ``finish_reason`` is how the engine ended the choice, if it did with the last of them.
+        ``finished`` afterwards without one: a stop string is among them, or the watch's end.
         """
-        if finish_reason == "stop" and self._watch and token_ids:
-            # What the watch ended is ended by it again, behind a token that is text.
-            finish_reason = finish_reason if self._is_end(token_ids[-1]) else None
         output = TokenOutput(request_id="", token_ids=token_ids, finish_reason=finish_reason)
         return self.push(output).text
 
     def _is_over(self, text: str) -> bool:
         return bool(text) and self._watch is not None and self._watch(text)
-
-    def _is_end(self, token_id: int) -> bool:
-        """Whether a token that a choice stopped with is an end by itself, and no text."""
-        if token_id in self._params.stop_token_ids:
-            return True
-        return self._tokenizer.is_special(token_id) and token_id not in self._shown_ids
 
     def _scan(self, text: str) -> tuple[str, str | None]:
         return self._stop.push(text, armed=self._num_tokens >= self._params.min_tokens)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ from typing import Any
 import click
 import httpx
 import msgspec
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from branchline.benchmarks import gateway
 from branchline.benchmarks.gateway_load import upstream, wrk
 from branchline.benchmarks.gateway_load.phases import Plan
+from branchline.benchmarks.gateway_load.process_tree import ProcessTree
 from branchline.gateway.fleet import headers as fleet
 from branchline.gateway.fleet.records import ReplicaReport
 from branchline.gateway.fleet.resume import COMMENT, StreamComment
@@ -127,6 +131,23 @@ def test_a_request_that_failed_is_a_goal_missed() -> None:
     assert [goal.what for goal in goals if not goal.is_met] == ["requests that failed"]
 
 
+def test_a_process_is_measured_with_what_it_started() -> None:
+    burn = "import time\nwhile time.process_time() < 0.2: pass\n"
+    child = f"{burn}print('done', flush=True)\ninput()"
+    parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"done\n"
+        tree, alone = ProcessTree(process.pid), psutil.Process(process.pid)
+        assert tree.cpu_seconds() >= alone.cpu_times().user + 0.15
+        assert tree.rss() > 1.2 * alone.memory_info().rss
+    finally:
+        process.communicate(b"\n", timeout=10)
+
+
 @pytest.mark.parametrize("text", ["", "100,", "0", "a", "1.5"])
 def test_rates_that_are_none_are_named(text: str) -> None:
     with pytest.raises(click.ClickException, match="--rates: whole numbers"):
@@ -161,14 +182,16 @@ async def test_wrk_paces_its_prompts_and_says_what_it_measured(replica: upstream
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 def test_a_tiny_run_writes_every_figure(tmp_path: Path) -> None:
     path = tmp_path / "gateway.json"
-    flags = ["--seconds", "1", "--rates", "20", "--streams", "10", "--stream-seconds", "4"]
+    flags = ["--seconds", "1", "--rates", "80", "--streams", "10", "--stream-seconds", "4"]
     result = CliRunner().invoke(gateway.main, [*flags, "--prompts", "50", "--json", str(path)])
     assert result.exit_code == 0, result.output
     figures = json.loads(path.read_text())
+    assert figures["plan"]["num_workers"] == 2
+    assert "the gateway: 2 workers" in result.output
     assert figures["streams"]["num_held"] == 10
     assert figures["distinct_prompts"]["num_prompts"] >= 50
     [row] = figures["paced"]
-    assert row["wanted_rate"] == 20
+    assert row["wanted_rate"] == 80
     assert row["bare"]["bare_cpu_ms"] > 0
     assert {"bare_added_p50_ms", "bare_added_p99_ms"} <= row.keys()
     assert [

@@ -72,6 +72,26 @@ def test_a_dense_prompt_keeps_the_bound_up() -> None:
     assert estimates.at_most("m", size) > 2000
 
 
+def test_a_count_that_the_text_cannot_have_is_not_learnt_from() -> None:
+    estimates, usual = TokenEstimates(), PromptSize(num_bytes=40_000, num_messages=2)
+    for _ in range(20):
+        estimates.learn("m", usual, 10_000)
+    before = estimates.at_most("m", usual)
+    for _ in range(3):
+        estimates.learn("m", PromptSize(num_bytes=80, num_messages=1), 60_000)
+    assert estimates.at_most("m", usual) == before
+    assert estimates.likely("m", usual) == 10_000
+
+
+def test_one_prompt_moves_the_bound_by_half_at_most() -> None:
+    estimates, usual = TokenEstimates(), PromptSize(num_bytes=40_000)
+    for _ in range(20):
+        estimates.learn("m", usual, 5_000)
+    before = estimates.at_most("m", usual)
+    estimates.learn("m", PromptSize(num_bytes=80), 80)
+    assert before < estimates.at_most("m", usual) <= 2 * before
+
+
 def test_digits_and_other_scripts_are_bounded_by_a_byte_a_token() -> None:
     """However many plain prompts came before."""
     estimates = TokenEstimates()

@@ -177,7 +177,9 @@ async def test_no_body_fails_here(house: House, path: str, body: bytes) -> None:
         (b"", "it is empty"),
         (b" \n", "it is empty"),
         (b'{"model": "\\ud800"}', "half of a surrogate pair"),
-        (b'{"model": "ba', "Input data was truncated"),
+        (b'{"model": "ba', "it ends too early"),
+        (b'{"model": "m", "messages": [{"role": "user", "content": "x"}]', "it ends too early"),
+        (b'{"model": "\\ud83d\\ude00", "messages": ', "it ends too early"),
         (b'{"model": x}', "JSON is malformed"),
     ],
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import pytest
 from gateway_house import House, gateway_house
 from mock_replica import Fault
 
+from branchline.gateway import kept_api
 from branchline.gateway.adapters import names
+from branchline.gateway.estimates import TokenEstimates
+from branchline.gateway.fleet.kept_picking import FoundItems
 from branchline.gateway.fleet.kept_responses import KeptResponse
 from branchline.gateway.kept_api import USAGE_LABEL
 
@@ -23,6 +26,11 @@ class NothingKept:
     """Stands in for a Redis without responses."""
 
     async def find(self, tenant: str, response_id: str) -> KeptResponse | None:
+        return None
+
+    async def find_items(
+        self, tenant: str, response_id: str, names: Collection[str]
+    ) -> FoundItems | None:
         return None
 
 
@@ -121,3 +129,40 @@ async def test_they_count_under_no_models_name(shared: House) -> None:
     await tell(shared)
     assert shared.limiter.labels == [USAGE_LABEL]
     assert not re.match(names._NAME, USAGE_LABEL)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.parametrize("num_bytes", [0, 10])
+async def test_what_was_deleted_by_a_replica_that_is_lost_is_deleted(
+    monkeypatch: pytest.MonkeyPatch, is_shared: bool, num_bytes: int
+) -> None:
+    monkeypatch.setattr(kept_api.random, "shuffle", lambda replicas: None)
+    async with gateway_house(3, kept=NothingKept() if is_shared else None) as house:
+        lost = house.replicas[0]
+        lost.kept["resp_9"], lost.cuts_kept_after = "default", num_bytes
+        async with house.session.delete(f"{house.url}{PATH}/resp_9?x=1") as response:
+            assert response.status == 200
+            assert response.content_type == "application/json"
+            told = await response.json()
+        assert told == {"id": "resp_9", "object": "response", "deleted": True}
+        assert num_unknown(house) == (1 if is_shared else 2)
+        assert await tell(house) == (404, "response_not_found"), "only deletes can have come true"
+        for replica in house.replicas[1:]:
+            replica.has_no_redis = True
+        assert await tell(house, "DELETE") == (503, AWAY)
+
+
+@pytest.mark.parametrize("house_of", [None, NothingKept()])
+async def test_what_is_read_alone_is_not_learnt_from(
+    monkeypatch: pytest.MonkeyPatch, house_of: NothingKept | None
+) -> None:
+    learnt: list[object] = []
+    monkeypatch.setattr(TokenEstimates, "learn", lambda *given: learnt.append(given))
+    async with gateway_house(kept=house_of) as house:
+        house.replicas[0].kept["resp_9"] = house.replicas[1].kept["resp_9"] = "default"
+        assert await go_on(house) == (200, None)
+        for item in ({"id": "msg_1"}, {"type": None, "id": "msg_1"}):
+            assert await go_on(house, input=[item], previous_response_id=None) == (200, None)
+        assert not learnt
+        assert await go_on(house, previous_response_id=None) == (200, None)
+    assert len(learnt) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -18,6 +19,7 @@ from branchline.gateway.fleet.connection import RedisLink
 from branchline.gateway.fleet.identity import digest_key
 from branchline.gateway.fleet.kept_items import item_id
 from branchline.gateway.fleet.kept_limits import KeptLimits
+from branchline.gateway.fleet.kept_picking import FoundItems, pick
 from branchline.gateway.fleet.kept_redis import RedisResponses
 from branchline.gateway.fleet.kept_responses import KeptResponse, Sealer
 from branchline.gateway.fleet.redis_errors import RedisDown
@@ -51,9 +53,15 @@ class Kept:
             raise self._error
         return KEPT if (tenant, response_id) == ("acme", "resp_1") else None
 
+    async def find_items(
+        self, tenant: str, response_id: str, names: Collection[str]
+    ) -> FoundItems | None:
+        kept = await self.find(tenant, response_id)
+        return None if kept is None else pick(msgspec.json.encode(kept), names)
+
 
 async def text_of(body: dict[str, Any], tenant: str = "acme", kept: Any = None) -> bytes:
-    request = await read_request(RESPONSES, msgspec.json.encode(body), tenant, kept)
+    request = (await read_request(RESPONSES, msgspec.json.encode(body), tenant, kept)).request
     return request_text(request.messages, request.prompt)
 
 
@@ -107,25 +115,59 @@ async def test_references_are_read_as_what_they_stand_for() -> None:
         assert given == alone({**FOLLOW, "input": referring}), "a replica says what is wrong"
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        '{"id": "%s"}',
+        '{"type": null, "id": "%s"}',
+        '{"type": "item\\u005freference", "id": "%s"}',
+        '{"\\u0074ype": "item_reference", "\\u0069d": "%s"}',
+    ],
+)
+async def test_a_reference_is_one_however_it_is_written(item: str) -> None:
+    name = item_id("msg", f"resp_{1:032x}", "output", 0)
+    answer = {**ANSWER, "id": name}
+    held = KeptResponse(response={"id": f"resp_{1:032x}", "output": [answer]}, items=[QUESTION])
+
+    class Holding(Kept):
+        async def find(self, tenant: str, response_id: str) -> KeptResponse | None:
+            return held if response_id == held.id else None
+
+    holding: Any = Holding()
+    body = b'{"model": "base", "input": [%s]}' % (item % name).encode()
+    reading = await read_request(RESPONSES, body, "acme", holding)
+    whole = alone({"model": "base", "input": [answer]})
+    assert request_text(reading.request.messages, None) == whole
+    assert reading.is_whole
+    for kept in (Kept(), Kept(RedisDown("gone")), Kept(TimeoutError()), None):
+        other: Any = kept
+        reading = await read_request(RESPONSES, body, "acme", other)
+        assert not reading.is_whole
+
+
 async def test_nobody_else_waits_for_redis() -> None:
     kept: Any = Kept()
     await text_of(FOLLOW, kept=kept)
     body = msgspec.json.encode({"messages": [], "previous_response_id": "resp_1"})
-    await read_request("/v1/chat/completions", body, "acme", kept)
+    assert (await read_request("/v1/chat/completions", body, "acme", kept)).is_whole
     assert kept.num_asked == 0
 
 
 class Stuck:
-    """Stands in for a Redis that is slow; counts who waits for it."""
+    """Stands in for a Redis that is slow; counts the most that wait for it at a time."""
 
     is_up = True
 
     def __init__(self) -> None:
-        self.num_waiting = 0
+        self.num_waiting = self.most_waiting = 0
 
     async def run(self, call: Any) -> None:
         self.num_waiting += 1
-        await asyncio.Event().wait()
+        self.most_waiting = max(self.most_waiting, self.num_waiting)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.num_waiting -= 1
 
 
 async def test_few_are_fetched_at_once_and_none_is_waited_for_long(
@@ -137,7 +179,19 @@ async def test_few_are_fetched_at_once_and_none_is_waited_for_long(
     body = {**FOLLOW, "previous_response_id": "resp_1"}
     texts = await asyncio.gather(*(text_of(body, kept=kept) for _ in range(10)))
     assert texts == [alone(FOLLOW)] * 10
-    assert link.num_waiting == kept_history.MAX_FINDS
+    assert link.most_waiting == kept_history.MAX_FINDS_OF_TENANT
+
+
+async def test_a_slow_redis_for_one_tenant_leaves_turns_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept_history, "WAIT_SECONDS", 0.05)
+    link: Any = Stuck()
+    kept = KeptHistory(link, RedisNames("test"), "secret")
+    body = {**FOLLOW, "previous_response_id": "resp_1"}
+    tenants = ["acme"] * 8 + ["other"] * 2
+    await asyncio.gather(*(text_of(body, tenant, kept) for tenant in tenants))
+    assert link.most_waiting == kept_history.MAX_FINDS
 
 
 async def test_large_ones_leave_the_gateways_own_link_alone(

@@ -10,7 +10,10 @@ import pytest
 from asgi_client import AsgiRequest, until
 from fake_engine import FakeEngine, say
 
-from .conftest import BASE, Harness, events
+from branchline.server.app import create_app
+from branchline.server.text.tokenizer import Tokenizer
+
+from .conftest import BASE, Harness, events, make_services
 
 PATH = "/v1/completions"
 
@@ -47,6 +50,23 @@ async def test_a_reader_that_leaves_within_a_stream(harness: Harness, n: int) ->
     assert len(harness.engine.aborted) == n
     metrics = (await harness.client.get("/metrics")).text
     assert f'request_success_total{{finished_reason="abort",model_name="base"}} {n}.0' in metrics
+
+
+async def test_a_reader_that_takes_nothing_is_given_up(tokenizer: Tokenizer) -> None:
+    engine = FakeEngine()
+    app = create_app(make_services(tokenizer, engine, client_timeout=0.4))
+    engine.script = say("x" * 10_000)
+    request = AsgiRequest(app, PATH, body(stream=True), max_messages=5)
+    await until(lambda: len(request.sent) == 5)
+    assert engine.running == 1
+    await asyncio.wait_for(request.task, 5)
+    assert (engine.running, len(engine.aborted)) == (0, 1)
+    engine.go.clear()
+    slow = AsgiRequest(app, PATH, body(stream=True, max_tokens=3))
+    await asyncio.sleep(0.8)
+    engine.go.set()
+    await asyncio.wait_for(slow.task, 5)
+    assert slow.sent[-1]["more_body"] is False, "an engine may take its time"
 
 
 @pytest.mark.parametrize("n", [1, 2])

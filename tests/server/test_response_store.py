@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +15,7 @@ from redis_server import RedisServer, redis_server
 
 from branchline.gateway.fleet import kept_responses
 from branchline.gateway.fleet.connection import RedisLink
-from branchline.gateway.fleet.kept_limits import KeptLimits
+from branchline.gateway.fleet.kept_limits import MAX_FINDS, MAX_FINDS_OF_TENANT, KeptLimits
 from branchline.gateway.fleet.kept_redis import RedisResponses
 from branchline.gateway.fleet.kept_responses import KeptResponse, Sealer, pack, read_kept
 from branchline.gateway.fleet.redis_names import RedisNames
@@ -63,6 +63,44 @@ async def test_each_tenant_finds_its_own() -> None:
     assert await store.find("a", one.id) is None
     assert store.counts.num_held_bytes == 0
     store.check()
+
+
+async def test_few_are_unpacked_at_a_time_and_fewer_of_one_tenant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    most, inside = [0], list[str]()
+
+    async def unpacked(read: object, *given: object) -> None:
+        inside.append("one")
+        most[0] = max(most[0], len(inside))
+        await asyncio.sleep(0.001)
+        inside.pop()
+
+    store = MemoryStore(KeptLimits())
+    fleet = FleetStore(cast("Any", None), cast("Any", SlowResponses(unpacked)))
+    for tenant in "ab":
+        await store.keep(tenant, kept(1))
+    monkeypatch.setattr(asyncio, "to_thread", unpacked)
+    for one in (store, fleet):
+        for tenants, num in (("a", MAX_FINDS_OF_TENANT), ("ab", MAX_FINDS)):
+            most[0] = 0
+            asked = [one.find(tenant, kept(1).id) for tenant in tenants for _ in range(9)]
+            items = [one.find_items(tenant, kept(1).id, ()) for tenant in tenants for _ in "123"]
+            await asyncio.gather(*asked, *items)
+            assert most[0] == num
+
+
+class SlowResponses:
+    """Stands in for Redis."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    async def find(self, tenant: str, response_id: str) -> None:
+        await self._work(None)
+
+    async def find_items(self, tenant: str, response_id: str, names: object) -> None:
+        await self._work(None)
 
 
 async def test_time_runs_out() -> None:

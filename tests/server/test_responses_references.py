@@ -72,6 +72,25 @@ async def test_what_is_there_already_is_not_said_twice(harness: Harness) -> None
     await respond(harness, [reference(said)], **before)
 
 
+async def test_what_says_nothing_to_a_model_is_not_kept_again(harness: Harness) -> None:
+    asked = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    first = await respond(harness, "one", **asked)
+    [said] = first["output"]
+    assert said["content"][0]["logprobs"]
+    told = await harness.client.get(f"{PATH}/{first['id']}")
+    assert told.json()["output"] == [said], "an answer is kept as it was"
+    noted = {**said, "content": [{**said["content"][0], "annotations": [{"type": "x"}]}]}
+    bare = {"type": "output_text", "text": said["content"][0]["text"], "annotations": []}
+    for given, fields in (
+        ("two", {"previous_response_id": first["id"]}),
+        ([reference(said), user("two")], {}),
+        ([noted, user("two")], {}),
+    ):
+        second = await respond(harness, given, **fields)
+        [kept] = [i for i in await input_items(harness, second) if i["role"] == "assistant"]
+        assert (kept["id"], kept["content"]) == (said["id"], [bare])
+
+
 async def test_calls_and_their_outputs(harness: Harness) -> None:
     first = await respond(harness, [user("a"), CALL, OUTPUT])
     _, call, output = await input_items(harness, first)

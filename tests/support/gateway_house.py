@@ -19,11 +19,11 @@ from branchline.gateway.access_log import AccessLog
 from branchline.gateway.adapters.directory import ModelEntry
 from branchline.gateway.config import GatewayConfig, ProxyLimits
 from branchline.gateway.errors import GatewayError
+from branchline.gateway.fleet.http_server import GuardedProtocol
 from branchline.gateway.fleet.records import AdapterPlace
 from branchline.gateway.fleet.tracing import Tracer
 from branchline.gateway.fleet_parts import FleetParts
 from branchline.gateway.routing.router import Router, policy_named
-from branchline.gateway.serve import _Protocol
 from branchline.gateway.services import GatewayServices, assemble
 from branchline.gateway.store.store import Store
 from branchline.gateway.types import (
@@ -294,7 +294,7 @@ async def _served(services: GatewayServices) -> AsyncIterator[str]:
     config = uvicorn.Config(
         services.app,
         loop="none",
-        http=_Protocol,
+        http=GuardedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 from gateway_process import Fleet, fleet
-from server_process import ServerProcess, wait_for
+from server_process import ServerProcess, serve, wait_for
 
 from .conftest import BASE, SERVE_FLAGS, Models
 
@@ -103,6 +103,19 @@ def undisturbed(server: ServerProcess) -> list[Answer]:
     assert [answer.finish_reason for answer in answers] == ["length"] * NUM_CHOICES
     assert len({answer.text for answer in answers}) == NUM_CHOICES
     return answers
+
+
+def test_who_takes_nothing_for_too_long_is_cut_off(models: Models) -> None:
+    flags = (*SERVE_FLAGS, "--kv-cache-gb", "0.2", "--client-timeout", "2")
+    with serve(models.model, *flags) as server:
+        reader = RawReader(server.base_url)
+        ended = {"finished_reason": "abort", "model_name": BASE}
+        wait_for(lambda: server.metric("vllm:request_success_total", **ended) == NUM_CHOICES, 60)
+        assert num_held(server) == server.metric("vllm:num_requests_running") == 0
+        with pytest.raises((OSError, http.client.HTTPException, AssertionError)):
+            assert all(answer.finish_reason for answer in reader.read_on())
+        reader.close()
+        assert "Traceback" not in server.output()
 
 
 def num_held(server: ServerProcess) -> float:

@@ -11,7 +11,8 @@ import pytest
 from fake_replicas import SECRET, FakeFleet, fake_fleet
 from gateway_adapters import AdapterGateway, gateway_house
 
-from branchline.gateway.adapters.fan_out import MAX_QUEUED_CHUNKS, IsUp, fan_out
+from branchline.gateway.adapters.asking import Standing
+from branchline.gateway.adapters.fan_out import MAX_QUEUED_CHUNKS, fan_out
 from branchline.gateway.adapters.replica_client import ReplicaClient
 from branchline.gateway.errors import GatewayError
 
@@ -32,14 +33,14 @@ async def fleet() -> AsyncIterator[FakeFleet]:
         yield fleet
 
 
-def _is_up(fleet: FakeFleet) -> IsUp:
+def _standing(fleet: FakeFleet) -> Standing:
     return lambda replica: fleet[replica.replica_id].is_up
 
 
 async def _send(fleet: FakeFleet, chunks: AsyncIterator[bytes], stall: float = 5.0):
     client = ReplicaClient(fleet.session, SECRET)
     return await fan_out(
-        client, fleet.snapshot().replicas, chunks, "application/x-tar", _is_up(fleet), stall
+        client, fleet.snapshot().replicas, chunks, "application/x-tar", _standing(fleet), stall
     )
 
 
@@ -194,6 +195,64 @@ async def test_one_that_is_up_in_name_only_is_not_waited_for_once_it_is_out(
     answer = await asyncio.wait_for(putting, 5)
     assert answer.status_code == 201, answer.text
     assert gateway.fleet.holding(b"one") == {alive.name}
+
+
+@pytest.mark.parametrize("fate", ["dies", "starts anew"])
+async def test_a_holder_that_is_lost_does_not_count(gateway: AdapterGateway, fate: str) -> None:
+    first, second, third = (gateway.fleet[name] for name in _first_targets(gateway, "legal"))
+    second.put_go.clear()
+    putting = asyncio.create_task(gateway.upload("legal", b"one"))
+    while not second.calls:
+        await asyncio.sleep(0.01)
+    assert first.versions, "the first one has made it"
+    if fate == "dies":
+        first.is_up = False
+        first.fails.add("put")
+    else:
+        first.epoch = "e2"
+        third.is_up = False
+        first.versions.clear()
+        first.blobs.clear()
+    second.put_go.set()
+    answer = await asyncio.wait_for(putting, 10)
+    assert answer.status_code == 201, answer.text
+    expected = {second, third} if fate == "dies" else {first, second}
+    assert gateway.fleet.holding(b"one") - {first.name} >= {r.name for r in expected - {first}}
+    assert all(replica.versions for replica in expected)
+
+
+async def test_nothing_is_acknowledged_when_all_that_held_it_are_lost(
+    gateway: AdapterGateway,
+) -> None:
+    first, second, third = (gateway.fleet[name] for name in _first_targets(gateway, "legal"))
+    second.put_go.clear()
+    second.fails.add("put")
+    third.is_up = False
+    putting = asyncio.create_task(gateway.upload("legal", b"one"))
+    while not second.calls:
+        await asyncio.sleep(0.01)
+    first.is_up = False
+    second.put_go.set()
+    answer = await asyncio.wait_for(putting, 10)
+    assert answer.status_code == 503
+    assert gateway.registry.adapter("legal") is None
+
+
+async def test_a_call_to_a_process_that_is_no_more_ends_at_once(gateway: AdapterGateway) -> None:
+    gateway.fleet.sources["/x"] = b"one"
+    first, second, _ = (gateway.fleet[name] for name in _first_targets(gateway, "legal"))
+    first.put_go.clear()
+    putting = asyncio.create_task(gateway.put("legal", "/x"))
+    while not first.calls:
+        await asyncio.sleep(0.01)
+    first.epoch = "e2"
+    async with asyncio.timeout(3):
+        while not second.calls:
+            await asyncio.sleep(0.01)
+    first.put_go.set()
+    answer = await asyncio.wait_for(putting, 4)
+    assert answer.status_code == 201, answer.text
+    assert len(gateway.fleet.holding(b"one")) >= 2
 
 
 async def test_a_short_absence_ends_nothing(gateway: AdapterGateway) -> None:
