@@ -38,11 +38,18 @@ def stop_signals() -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet: connections are refused; raises ListenError."""
+def bind(
+    host: str, port: int, *, shares_port: bool = False, reuses_address: bool = True
+) -> socket.socket:
+    """A bound socket that does not listen yet: connections are refused; raises ListenError.
+
+    ``shares_port`` is SO_REUSEPORT, ``reuses_address`` SO_REUSEADDR.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuses_address))
+    if shares_port:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
     except OSError as error:

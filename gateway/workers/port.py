@@ -17,24 +17,11 @@ def reserve(host: str, port: int) -> socket.socket:
     if port:
         bind(host, port).close()
     try:
-        return _bind_shared(host, port, reuse_address=False)
+        return bind(host, port, shares_port=True, reuses_address=False)
     except ListenError:
-        return _bind_shared(host, port, reuse_address=True)
+        return bind_shared(host, port)
 
 
 def bind_shared(host: str, port: int) -> socket.socket:
     """A bound socket of the reserved port that does not listen yet; raises ListenError."""
-    return _bind_shared(host, port, reuse_address=True)
-
-
-def _bind_shared(host: str, port: int, *, reuse_address: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse_address))
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ListenError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
-    return listener
+    return bind(host, port, shares_port=True)

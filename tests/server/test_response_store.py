@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redis_server import RedisServer, redis_server
+from redis_server import RedisServer, link_to_empty, redis_server
 
 from branchline.gateway.fleet import kept_responses
 from branchline.gateway.fleet.connection import RedisLink
@@ -213,11 +213,8 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def link(server: RedisServer) -> AsyncIterator[RedisLink]:
-    with server.client() as client:
-        client.flushall()
-    opened = RedisLink.open(server.url, timeout=5.0)
-    yield opened
-    await opened.close()
+    async with link_to_empty(server) as opened:
+        yield opened
 
 
 def fleet_store(link: RedisLink, **limits: Any) -> FleetStore:

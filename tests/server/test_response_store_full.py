@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import pytest
-from redis_server import RedisServer, redis_server
+from redis_server import RedisServer, link_to_empty, redis_server
 
 from branchline.gateway.fleet.connection import RedisLink
 from branchline.gateway.fleet.kept_redis import MAX_FILL
@@ -23,11 +23,8 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def link(server: RedisServer) -> AsyncIterator[RedisLink]:
-    with server.client() as client:
-        client.flushall()
-    opened = RedisLink.open(server.url, timeout=5.0)
-    yield opened
-    await opened.close()
+    async with link_to_empty(server) as opened:
+        yield opened
 
 
 def used_memory(server: RedisServer) -> int:

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import redis
 
+from branchline.gateway.fleet.connection import RedisLink
 from branchline.gateway.up.redis_binary import find_redis_server
 
 START_SECONDS = 10.0
@@ -133,6 +134,16 @@ def redis_server(*arguments: str) -> Iterator[RedisServer]:
             yield server
         finally:
             server.kill()
+
+
+@asynccontextmanager
+async def link_to_empty(server: RedisServer, timeout: float = 5.0) -> AsyncIterator[RedisLink]:
+    """A link to a server that holds nothing any more."""
+    with server.client() as client:
+        client.flushall()
+    link = RedisLink.open(server.url, timeout=timeout)
+    yield link
+    await link.close()
 
 
 def _die_with_parent() -> None:

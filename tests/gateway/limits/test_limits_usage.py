@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from redis_server import RedisServer, redis_server
+from redis_server import RedisServer, link_to_empty, redis_server
 
 from branchline.gateway.errors import GatewayError
 from branchline.gateway.fleet.connection import RedisLink
@@ -41,11 +41,8 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def link(server: RedisServer) -> AsyncIterator[RedisLink]:
-    with server.client() as client:
-        client.flushall()
-    made = RedisLink.open(server.url, timeout=5.0)
-    yield made
-    await made.close()
+    async with link_to_empty(server) as made:
+        yield made
 
 
 class Gateway:

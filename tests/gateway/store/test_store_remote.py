@@ -6,9 +6,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from redis_server import RedisServer, redis_server
+from redis_server import RedisServer, link_to_empty, redis_server
 
-from branchline.gateway.fleet.connection import RedisLink
 from branchline.gateway.fleet.redis_names import RedisNames
 from branchline.gateway.store.documents import Change, Document, Tombstone
 from branchline.gateway.store.local_copy import LocalCopy
@@ -23,11 +22,8 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def remote(server: RedisServer) -> AsyncIterator[RemoteStore]:
-    with server.client() as client:
-        client.flushall()
-    link = RedisLink.open(server.url, timeout=2.0)
-    yield RemoteStore(link, RedisNames("test"))
-    await link.close()
+    async with link_to_empty(server, timeout=2.0) as link:
+        yield RemoteStore(link, RedisNames("test"))
 
 
 async def put(remote: RemoteStore, copy: LocalCopy, data: bytes) -> int:
